@@ -23,7 +23,7 @@ class Autoregressive(Decoder):
         yield Block((int(token),))
         while True:
             with clock.phase("verify"):
-                step = target.forward(TokenTree(token, root))
+                step = target.forward(target.place(TokenTree(token, root)))
             with clock.phase("accept"):
                 token = sampling.pick(step.logits)
                 target.commit_root()

@@ -9,10 +9,10 @@ level l-1, column i, and the first level is a chain below the newest token.
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from bench.decoding.decoder import Block, Settings, TreeDecoder
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology
+from bench.decoding.verify import Verdict
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class LookaheadSettings(Settings):
 
     def __post_init__(self) -> None:
         self.require("lookahead", n=3, w=1, g=1)
+
+    @classmethod
+    def grid(cls) -> Mapping[str, Sequence[Any]]:
+        return {"w": (1, 2, 4, 7, 10, 15), "n": (3, 4, 5), "g": (2, 3, 5, 7)}
 
 
 class NGramPool:
@@ -96,7 +101,7 @@ class Lookahead(TreeDecoder):
         guesses = len(tokens)
         self._hang_window(tokens, parents)
         acceptable = [node < guesses for node in range(len(tokens))]
-        topology = Topology.of(parents, self.target.device, acceptable)
+        topology = Topology.of(parents, self.target.device, acceptable, lasting=False)
         return TokenTree(self.target.tensor(tokens), topology)
 
     def _hang_guesses(self, tokens: list[int], parents: list[int]) -> None:
@@ -127,7 +132,9 @@ class Lookahead(TreeDecoder):
     def also(self, step: Step) -> Tensor:
         return step.logits[self._deepest].argmax(dim=-1)
 
-    def observe(self, tree: TokenTree, step: Step, block: Block, also: Sequence[int]) -> None:
+    def observe(
+        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
+    ) -> None:
         new, levels = list(also), self._levels
         if len(levels) < self.n - 1:  # filling: every level loses a column, a level is added
             self._levels = [level[1:] for level in levels]

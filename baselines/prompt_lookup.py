@@ -5,15 +5,16 @@ Saxena, "Prompt Lookup Decoding" (2023); the same idea as LLMA (Yang et al., arX
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from bench.decoding.decoder import Block, Settings, TreeDecoder
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology
+from bench.decoding.verify import Verdict
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class PromptLookupSettings(Settings):
 
     def __post_init__(self) -> None:
         self.require("prompt_lookup", n=1, k=1)
+
+    @classmethod
+    def grid(cls) -> Mapping[str, Sequence[Any]]:
+        return {"k": (3, 4, 6, 10), "n": (2, 3)}
 
 
 class PromptLookup(TreeDecoder):
@@ -73,5 +78,7 @@ class PromptLookup(TreeDecoder):
         tokens = [self._ids[-1], *self._propose()]
         return TokenTree(self.target.tensor(tokens), self._chain(len(tokens)))
 
-    def observe(self, tree: TokenTree, step: Step, block: Block, also: Sequence[int]) -> None:
+    def observe(
+        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
+    ) -> None:
         self._extend(block.ids)

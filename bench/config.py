@@ -9,17 +9,17 @@ import argparse
 import difflib
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 
 from bench.errors import UsageError
 
-ENGINES = ("eager",)
+ENGINES = ("eager", "graph", "compile")
 PROVENANCE = "provenance"  # key of `run.yaml` for what a run was resolved to; checked when fed back
 
 
@@ -71,9 +71,13 @@ class RunConfig:
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     checkpoint: list[str] = option(
-        [], "draft weights for a method: a path or a hub id", metavar="METHOD=WEIGHTS"
+        [], "draft weights for a method: a path, a hub id or random", metavar="METHOD=WEIGHTS"
     )
-    tree: str | None = option(None, "token tree: paper or a file; the one with the weights if not")
+    tree: str | None = option(
+        None,
+        "token tree: paper or a file, the one with the weights if not; tuned takes what "
+        "python -m bench.tune chose for every parameter that --methods leaves open",
+    )
     history: str | None = option(
         None,
         "take earlier turns' answers from another run's history.jsonl",
@@ -108,8 +112,7 @@ class RunConfig:
                 raise UsageError(f"{flag(name)} needs at least one value")
             if len(set(values)) != len(values):
                 raise UsageError(f"{flag(name)} names something twice")
-        for entry in fields(self):
-            _check_choice(entry, getattr(self, entry.name))
+        check_choices(self)
 
 
 def flag(name: str) -> str:
@@ -138,7 +141,9 @@ def resolve(
     return replace(RunConfig(), **{**from_preset, **from_file, **flags}), provenance
 
 
-def read_file(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
+def read_file(
+    path: Path, settings: type[Any] = RunConfig
+) -> tuple[dict[str, Any], Mapping[str, Any]]:
     """(settings, provenance) of a YAML file. UsageError names the file and the key at fault."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -151,7 +156,7 @@ def read_file(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
     provenance = content.pop(PROVENANCE, {})
     if not isinstance(provenance, dict) or not isinstance(provenance.get("datasets", {}), dict):
         raise UsageError(f"{path}: {PROVENANCE} must be a mapping; leave it out or restore it")
-    known = get_type_hints(RunConfig)
+    known = get_type_hints(settings)
     for name, value in content.items():
         if name not in known:
             raise UsageError(f"{path}: unknown setting {name!r}{did_you_mean(str(name), known)}")
@@ -159,42 +164,49 @@ def read_file(path: Path) -> tuple[dict[str, Any], Mapping[str, Any]]:
     return content, provenance
 
 
-def portable(config: RunConfig) -> dict[str, Any]:
+def portable(config: Any) -> dict[str, Any]:
     """The settings that make a run, without local paths."""
     return {
-        f.name: _portable(getattr(config, f.name))
+        f.name: without_paths(getattr(config, f.name))
         for f in fields(config)
         if not f.metadata["local"]
     }
 
 
-def dump(config: RunConfig, provenance: Mapping[str, object]) -> str:
-    """The text of `run.yaml`: settings without local paths, and what they were resolved to."""
+def dump(config: Any, provenance: Mapping[str, object]) -> str:
+    """The text of a settings file: settings without local paths, and what they were resolved to."""
     content = {**portable(config), PROVENANCE: dict(provenance)}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the flags in one line, as every other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see --help")
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings: type[Any] = RunConfig) -> None:
     """One flag a setting. Absent flags leave no attribute, so that the file is not overruled."""
-    hints = get_type_hints(RunConfig)
-    for entry in fields(RunConfig):
+    hints = get_type_hints(settings)
+    for entry in fields(settings):
         kind, many = _element(hints[entry.name])
         meta = entry.metadata
         choices = presets() if entry.name == "preset" else list(meta["choices"])
-        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(entry)}
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(entry)}
         if kind is bool:
-            settings["action"] = argparse.BooleanOptionalAction
+            options["action"] = argparse.BooleanOptionalAction
         else:
-            settings["type"] = kind
-            settings["metavar"] = meta["metavar"] or ("|".join(choices) or kind.__name__.upper())
-            settings["nargs"] = "*" if many else None
-        parser.add_argument(flag(entry.name), **settings)
+            options["type"] = kind
+            options["metavar"] = meta["metavar"] or ("|".join(choices) or kind.__name__.upper())
+            options["nargs"] = "*" if many else None
+        parser.add_argument(flag(entry.name), **options)
 
 
-def _portable(value: Any) -> Any:
+def without_paths(value: Any) -> Any:
     """`value` with local paths cut down to their last part."""
     if isinstance(value, list):
-        return [_portable(item) for item in value]
+        return [without_paths(item) for item in value]
     if not isinstance(value, str):
         return value
     name, equals, path = value.rpartition("=")
@@ -210,7 +222,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _help(entry: Field[Any]) -> str:
-    default = getattr(RunConfig(), entry.name)
+    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
     shown = " ".join(map(str, default)) if isinstance(default, list) else default
     text: str = entry.metadata["help"]
     return text if shown in (None, "") or shown is True else f"{text} (default: {shown})"
@@ -240,8 +252,10 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     return value
 
 
-def _check_choice(entry: Field[Any], value: Any) -> None:
-    choices = entry.metadata["choices"]
-    for item in value if isinstance(value, list) else [value]:
-        if choices and item not in choices:
-            raise UsageError(f"{flag(entry.name)} {item!r}: choose from {', '.join(choices)}")
+def check_choices(config: Any) -> None:
+    """UsageError where a setting is none of its choices."""
+    for entry in fields(config):
+        choices, value = entry.metadata["choices"], getattr(config, entry.name)
+        for item in value if isinstance(value, list) else [value]:
+            if choices and item not in choices:
+                raise UsageError(f"{flag(entry.name)} {item!r}: choose from {', '.join(choices)}")

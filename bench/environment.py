@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
 from bench.errors import UsageError
+from bench.journal import Folder
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +76,56 @@ def collect(device: str, extra: Mapping[str, object]) -> dict[str, object]:
     }
 
 
+def settled(device: str, dtype: str) -> tuple[str, str]:
+    """(device, dtype) with "auto" replaced: a GPU where there is one, bfloat16 on it alone."""
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    return device, dtype
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first thing that makes figures of two environments incomparable, or None."""
+    watched = (
+        ("packages", "torch"),
+        ("packages", "transformers"),
+        ("packages", "chimera-bench"),
+        ("cpu", "model"),
+        ("cpu", "torch_threads"),
+        ("cuda", "name"),
+        ("cuda", "driver"),
+    )
+    for group, name in watched:
+        a, b = ((environment.get(group) or {}).get(name) for environment in (before, now))
+        if a != b:
+            return f"{group} {name} ({a}, now {b})"
+    return None
+
+
+def stamp(folder: Folder, name: str, settings: str, now: Mapping[str, Any]) -> None:
+    """Write the settings as the file `name`, and environment.json.
+
+    UsageError where the folder holds records of other settings or of another environment.
+    """
+    known, before = folder.read(name), folder.read("environment.json")
+    if known not in (None, settings):
+        raise UsageError(
+            f"{folder.path} holds a run of other settings (see its {name}); choose another --out"
+        )
+    if before is not None and folder.begun:
+        difference = changed(json.loads(before), json.loads(json.dumps(now)))
+        if difference:
+            raise UsageError(
+                f"{folder.path} was recorded with another {difference}; choose another --out"
+            )
+    elif known is None or before is None or json.loads(before) != now:
+        folder.write_once("environment.json", json.dumps(now, indent=1) + "\n")
+    folder.write_once(name, settings)
+
+
 def device_name(device: str) -> str:
     """`NVIDIA H200`, or `<processor>, 2 threads` on the CPU. UsageError where it is not there."""
     import torch
@@ -81,8 +133,20 @@ def device_name(device: str) -> str:
     chosen = _device(device)
     if chosen.type == "cuda":
         return torch.cuda.get_device_name(chosen)
+    return f"{cpu_model()}, {_threads()}"
+
+
+def device_kind(device: str) -> str:
+    """What parameters are tuned for: `NVIDIA H200`, or `cpu, 2 threads` whatever the processor."""
+    name = device_name(device)
+    return name if _device(device).type == "cuda" else f"cpu, {_threads()}"
+
+
+def _threads() -> str:
+    import torch
+
     threads = torch.get_num_threads()
-    return f"{cpu_model()}, {threads} {'thread' if threads == 1 else 'threads'}"
+    return f"{threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def git_state(checkout: Path) -> dict[str, object]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, replace
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_type_hints
@@ -50,6 +50,10 @@ class Method:
         return label(self.name, self.params)
 
 
+Chosen = Callable[[Method], Mapping[str, Any]]
+"""Values for parameters that the user leaves open: of a method as it is without them."""
+
+
 def discover() -> dict[str, EntryPoint]:
     """Installed decoders by name, this package's and any other's. UsageError if one is twice."""
     found: dict[str, EntryPoint] = {}
@@ -63,12 +67,15 @@ def discover() -> dict[str, EntryPoint]:
 
 
 def resolve(
-    texts: Sequence[str], checkpoints: Sequence[str] = (), tree: str | None = None
+    texts: Sequence[str],
+    checkpoints: Sequence[str] = (),
+    tree: str | None = None,
+    chosen: Chosen | None = None,
 ) -> list[Method]:
     """The methods of a run, the reference first. UsageError for anything unknown or twice."""
     known = discover()
     weights = _checkpoints(checkpoints, known)
-    methods = [method(text, known, weights, tree) for text in texts]
+    methods = [method(text, known, weights, tree, chosen) for text in texts]
     labels = [m.label for m in methods]
     if len(set(labels)) < len(labels):
         raise UsageError(f"--methods names {max(labels, key=labels.count)} twice")
@@ -88,8 +95,9 @@ def method(
     known: Mapping[str, EntryPoint],
     weights: Mapping[str, str] | None = None,
     tree: str | None = None,
+    chosen: Chosen | None = None,
 ) -> Method:
-    """One method from `name` or `name(key=value,...)`."""
+    """One method from `name` or `name(key=value,...)`; `chosen` is asked for what is left open."""
     name, given = parse(text)
     if name == STOCK:
         if given:
@@ -114,7 +122,11 @@ def method(
         raise UsageError(f"{name} needs a value for {', '.join(missing)}")
     resources = {"checkpoint": (weights or {}).get(name), "tree": tree}
     try:
-        return Method(name, decoder, decoder.settings_type(**values, **resources))
+        found = Method(name, decoder, decoder.settings_type(**values, **resources))
+        if chosen is None or values.keys() == parameters.keys():
+            return found
+        left = {key: value for key, value in chosen(found).items() if key not in values}
+        return replace(found, settings=replace(found.settings, **left))
     except ValueError as error:
         raise UsageError(str(error)) from error
 

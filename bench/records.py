@@ -6,27 +6,43 @@ python -m bench.records check results/<run> [...]
 from __future__ import annotations
 
 import argparse
-import fcntl
 import hashlib
 import json
-import math
-import os
-import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self, TextIO, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from bench import journal
 from bench.errors import UsageError
+from bench.journal import (
+    COUNT,
+    FLAG,
+    HEX,
+    IDS,
+    LENGTHS,
+    LINE,
+    LIST,
+    NAME,
+    NUMBER,
+    OBJECT,
+    ORDINAL,
+    SECONDS,
+    SHA256,
+    TEXT,
+    TEXTS,
+    VERSION,
+    Field,
+    Kind,
+    Null,
+    at_least_zero,
+    choice,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Record: TypeAlias = dict[str, Any]
+Record: TypeAlias = journal.Record
 
 SCHEMA = "1.0"  # major.minor: readers accept every minor version of their major
 RECORDS = "records.jsonl"
@@ -36,132 +52,64 @@ COMPANIONS = ("run.yaml", "environment.json", "history.jsonl")  # what a run fol
 
 # The schema
 
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of value: its name in messages and the test of one value that is not null."""
-
-    name: str
-    holds: Callable[[Any], bool]
-
-
-class Null(Enum):
-    """When a field may be null."""
-
-    NEVER = "never"
-    FAILED = "in error and skipped records"
-    ANY = "always"
-
-
-@dataclass(frozen=True)
-class Field:
-    """One key of a record. A figure is a measurement: every failure carries null in it."""
-
-    kind: Kind
-    null: Null = Null.NEVER
-    figure: bool = False
-    optional: bool = False  # the key itself may be absent
-
-
-def _whole(value: object, least: int) -> bool:
-    return type(value) is int and value >= least  # a bool is no number
-
-
-def _at_least_zero(value: object) -> bool:
-    return _whole(value, 0) or (isinstance(value, float) and 0 <= value < math.inf)
-
-
-def _whole_list(value: object, least: int) -> bool:
-    return isinstance(value, list) and all(_whole(item, least) for item in value)
-
-
-def _choice(*names: str) -> Kind:
-    return Kind(" or ".join(names), lambda value: value in names)
-
-
 PHASES = ("draft", "verify", "accept", "other")
 
-_VERSION = Kind(
-    "of the form major.minor",
-    lambda value: isinstance(value, str) and re.fullmatch(r"\d+\.\d+", value) is not None,
-)
-_TEXT = Kind("text", lambda value: isinstance(value, str))
-_LINE = Kind("one line", lambda value: isinstance(value, str) and len(value.splitlines()) < 2)
-_FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-_OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-_LIST = Kind("a list", lambda value: isinstance(value, list))
-_TEXTS = Kind(
-    "a list of text",
-    lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
-)
-_NAME = Kind("text or a whole number", lambda value: type(value) is int or isinstance(value, str))
-_COUNT = Kind("a whole number from 0", lambda value: _whole(value, 0))
-_ORDINAL = Kind("a whole number from 1", lambda value: _whole(value, 1))
-_NUMBER = Kind("a number from 0", _at_least_zero)
-_IDS = Kind("a list of token ids", lambda value: _whole_list(value, 0))
-_LENGTHS = Kind("a list of whole numbers from 1", lambda value: _whole_list(value, 1))
-_SECONDS = Kind("seconds from 0", _at_least_zero)
-_PHASE_SECONDS = Kind(
+PHASE_SECONDS = Kind(
     f"an object of seconds from 0 with {', '.join(PHASES)}",
     lambda value: (
         isinstance(value, dict)
         and value.keys() >= set(PHASES)
-        and all(_at_least_zero(seconds) for seconds in value.values())
+        and all(at_least_zero(seconds) for seconds in value.values())
     ),
 )
-_HEX = Kind(
-    "lower-case hex digits",
-    lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]+", value) is not None,
-)
-_SHA256 = Kind("a sha256 in hex", lambda value: _HEX.holds(value) and len(value) == 64)
 
 FIELDS: dict[str, Field] = {
-    "schema": Field(_VERSION),
-    "run": Field(_TEXT),
-    "cell": Field(_HEX),
-    "key": Field(_SHA256),
-    "package_version": Field(_TEXT),
-    "model": Field(_TEXT),
-    "revision": Field(_TEXT, Null.ANY),
-    "dtype": Field(_choice("float32", "bfloat16", "float16")),
-    "device": Field(_TEXT),
-    "engine": Field(_choice("eager", "graph", "compile", "stock")),
-    "method": Field(_TEXT),
-    "params": Field(_OBJECT),
-    "lossless": Field(_FLAG),
-    "checkpoint_sha256": Field(_SHA256, Null.ANY),
-    "tree_sha256": Field(_SHA256, Null.ANY),
-    "dataset": Field(_TEXT),
-    "dataset_sha256": Field(_SHA256, Null.ANY),
-    "prompt_id": Field(_NAME, Null.FAILED),
-    "category": Field(_TEXT, Null.ANY),
-    "turn": Field(_ORDINAL, Null.FAILED),
-    "prompt_sha256": Field(_SHA256, Null.FAILED),
-    "history": Field(_SHA256, Null.ANY),
-    "temperature": Field(_NUMBER),
-    "top_k": Field(_COUNT, Null.ANY),
-    "top_p": Field(_NUMBER, Null.ANY),
-    "seed": Field(_COUNT),
-    "repeat": Field(_COUNT, Null.FAILED),
-    "max_new_tokens": Field(_ORDINAL),
-    "status": Field(_choice("ok", "error", "skipped")),
-    "error": Field(_LINE, Null.ANY),
-    "prompt_tokens": Field(_ORDINAL, Null.FAILED),
-    "new_tokens": Field(_ORDINAL, Null.FAILED, figure=True),
-    "output_ids": Field(_IDS, Null.FAILED, figure=True),
-    "text": Field(_TEXT, Null.FAILED, figure=True),
-    "accept_lengths": Field(_LENGTHS, Null.ANY, figure=True),
-    "prefill_s": Field(_SECONDS, Null.FAILED, figure=True),
-    "draft_prefill_s": Field(_SECONDS, Null.ANY, figure=True),
-    "decode_s": Field(_SECONDS, Null.FAILED, figure=True),
-    "phase_s": Field(_PHASE_SECONDS, Null.ANY, figure=True),
-    "steps": Field(_LIST, Null.ANY, figure=True, optional=True),
-    "drafted": Field(_COUNT, Null.ANY, figure=True),
-    "draft_parameters": Field(_COUNT, Null.ANY, figure=True),
-    "peak_memory_bytes": Field(_COUNT, Null.ANY, figure=True),
-    "startup_s": Field(_SECONDS, Null.ANY, figure=True),
-    "finish": Field(_choice("eos", "length"), Null.FAILED, figure=True),
-    "warnings": Field(_TEXTS),
+    "schema": Field(VERSION),
+    "run": Field(TEXT),
+    "cell": Field(HEX),
+    "key": Field(SHA256),
+    "package_version": Field(TEXT),
+    "model": Field(TEXT),
+    "revision": Field(TEXT, Null.ANY),
+    "dtype": Field(choice("float32", "bfloat16", "float16")),
+    "device": Field(TEXT),
+    "engine": Field(choice("eager", "graph", "compile", "stock")),
+    "method": Field(TEXT),
+    "params": Field(OBJECT),
+    "lossless": Field(FLAG),
+    "checkpoint_sha256": Field(SHA256, Null.ANY),
+    "tree_sha256": Field(SHA256, Null.ANY),
+    "dataset": Field(TEXT),
+    "dataset_sha256": Field(SHA256, Null.ANY),
+    "prompt_id": Field(NAME, Null.FAILED),
+    "category": Field(TEXT, Null.ANY),
+    "turn": Field(ORDINAL, Null.FAILED),
+    "prompt_sha256": Field(SHA256, Null.FAILED),
+    "history": Field(SHA256, Null.ANY),
+    "temperature": Field(NUMBER),
+    "top_k": Field(COUNT, Null.ANY),
+    "top_p": Field(NUMBER, Null.ANY),
+    "seed": Field(COUNT),
+    "repeat": Field(COUNT, Null.FAILED),
+    "max_new_tokens": Field(ORDINAL),
+    "status": Field(choice("ok", "error", "skipped")),
+    "error": Field(LINE, Null.ANY),
+    "prompt_tokens": Field(ORDINAL, Null.FAILED),
+    "new_tokens": Field(ORDINAL, Null.FAILED, figure=True),
+    "output_ids": Field(IDS, Null.FAILED, figure=True),
+    "text": Field(TEXT, Null.FAILED, figure=True),
+    "accept_lengths": Field(LENGTHS, Null.ANY, figure=True),
+    "prefill_s": Field(SECONDS, Null.FAILED, figure=True),
+    "draft_prefill_s": Field(SECONDS, Null.ANY, figure=True),
+    "decode_s": Field(SECONDS, Null.FAILED, figure=True),
+    "phase_s": Field(PHASE_SECONDS, Null.ANY, figure=True),
+    "steps": Field(LIST, Null.ANY, figure=True, optional=True),
+    "drafted": Field(COUNT, Null.ANY, figure=True),
+    "draft_parameters": Field(COUNT, Null.ANY, figure=True),
+    "peak_memory_bytes": Field(COUNT, Null.ANY, figure=True),
+    "startup_s": Field(SECONDS, Null.ANY, figure=True),
+    "finish": Field(choice("eos", "length"), Null.FAILED, figure=True),
+    "warnings": Field(TEXTS),
 }
 
 FIGURES: tuple[str, ...] = tuple(name for name, field in FIELDS.items() if field.figure)
@@ -237,13 +185,7 @@ def read(folder: Path | str) -> list[Record]:
 
     UsageError where there are none to read, a line is damaged or the schema's major is another.
     """
-    records = []
-    for number, line in _complete_lines(_records_bytes(folder)):
-        try:
-            records.append(_parse(line))
-        except ValueError as error:
-            raise UsageError(f"{Path(folder) / RECORDS} line {number}: {error}") from None
-    return records
+    return journal.read(folder, RECORDS, SCHEMA)
 
 
 def latest(records: Iterable[Record]) -> list[Record]:
@@ -280,158 +222,11 @@ def frame(folders: Iterable[Path | str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(dict.fromkeys([*FIELDS, "label", *newer])))
 
 
-def _records_bytes(folder: Path | str) -> bytes:
-    try:
-        return (Path(folder) / RECORDS).read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"cannot read {Path(folder) / RECORDS} ({error.strerror}); give the folder of a run"
-        ) from None
-
-
-def _complete_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Line numbers from 1 and lines; what follows the last newline was torn by a kill."""
-    return enumerate(data.split(b"\n")[:-1], start=1)
-
-
-def _parse(line: bytes) -> Record:
-    """One line's record. ValueError says what is wrong with it and names the mend."""
-    try:
-        record = json.loads(line.decode(), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error}); restore the file or remove the line") from None
-    core = ("schema", "key", "status")
-    if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in core):
-        raise ValueError(f"no record with {', '.join(core)}; restore the file or remove the line")
-    if not _VERSION.holds(record["schema"]):
-        raise ValueError(
-            f"schema is {record['schema']!r}, not {_VERSION.name}; "
-            "restore the file or remove the line"
-        )
-    if _version(record["schema"])[0] != _version(SCHEMA)[0]:
-        raise ValueError(
-            f"schema {record['schema']} is of another major version than {SCHEMA}, which this "
-            "package knows; use the package version that wrote it or another folder"
-        )
-    return record
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _version(schema: str) -> tuple[int, int]:
-    major, minor = schema.split(".")
-    return int(major), int(minor)
-
-
-# Writing
-
-
-class RunFolder:
-    """A run folder held by one process: `with RunFolder(path) as folder: folder.append(record)`.
-
-    Entering makes the folder, locks it and cuts a torn last line off its records.
-    UsageError if another process holds it, it cannot be written, or its records cannot be read.
-    """
+class RunFolder(journal.Folder):
+    """A run folder held by one process: `with RunFolder(path) as folder: folder.append(record)`."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-                self._claim(stack.enter_context(open(self.path / ".lock", "a+")))
-                records = self.path / RECORDS
-                self._file = stack.enter_context(open(records, "ab", buffering=0))
-            except OSError as error:
-                raise UsageError(
-                    f"cannot write to {self.path} ({error.strerror}); choose another --out"
-                ) from None
-            known = read(self.path)  # refuses before anything is changed
-            self._file.truncate(records.read_bytes().rfind(b"\n") + 1)
-            self._newest = {record["key"]: _outcome(record) for record in known}
-            self._done = {record["key"] for record in known if record["status"] == "ok"}
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
-    def _claim(self, lock: TextIO) -> None:
-        """The lock lasts as long as its open file, so a killed process leaves none behind."""
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise UsageError(
-                f"{self.path} is in use by process {lock.read().strip() or 'unknown'}; "
-                "wait for it or choose another --out"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-
-    def append(self, record: Record) -> None:
-        """Writes one line and waits for the disk; a failure like the key's newest record is not
-        written again. ValueError on a second ok record of a key, UsageError on a full disk.
-        """
-        key, outcome = record["key"], _outcome(record)
-        if record["status"] == "ok" and key in self._done:
-            raise ValueError(f"{key} is already done")
-        if record["status"] != "ok" and self._newest.get(key) == outcome:
-            return
-        line = (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode()
-        end = os.fstat(self._file.fileno()).st_size
-        try:
-            written = self._file.write(line)
-            if written != len(line):
-                raise OSError(None, "the disk took a part of a line")
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            self._file.truncate(end)  # no later line may follow a torn one
-            raise UsageError(
-                f"cannot write {self.path / RECORDS} ({error.strerror}); make room and run again"
-            ) from None
-        self._newest[key] = outcome
-        if record["status"] == "ok":
-            self._done.add(key)
-
-    def done(self) -> set[str]:
-        """The keys of ok records."""
-        return set(self._done)
-
-    def write_once(self, name: str, text: str) -> None:
-        """Writes a whole file in one step: a kill leaves the old text or the new one."""
-        draft = self.path / f".{name}.part"
-        try:
-            with open(draft, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.path / name)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise UsageError(
-                f"cannot write {self.path / name} ({error.strerror}); make room and run again"
-            ) from None
-
-    def read(self, name: str) -> str | None:
-        """The text of a file in the folder; None where there is none."""
-        try:
-            return (self.path / name).read_text(encoding="utf-8")
-        except FileNotFoundError:
-            return None
-
-
-def _outcome(record: Record) -> tuple[str, str | None]:
-    return record["status"], record.get("error")
+        super().__init__(path, RECORDS, SCHEMA)
 
 
 # Checking
@@ -439,27 +234,7 @@ def _outcome(record: Record) -> tuple[str, str | None]:
 
 def violations(record: Record) -> list[str]:
     """What is wrong with one record, taken alone: keys and types first, then the invariants."""
-    return _shape(record) or _broken_rules(record)
-
-
-def _shape(record: Record) -> list[str]:
-    failed = record.get("status") in ("error", "skipped")
-    found = []
-    for name, field in FIELDS.items():
-        value = record.get(name)
-        if name not in record:
-            if not field.optional:
-                found.append(f"{name} is missing")
-        elif value is None:
-            if field.null is Null.NEVER or (field.null is Null.FAILED and not failed):
-                found.append(f"{name} is null")
-        elif field.figure and failed:
-            found.append(f"{name} is a figure, null in a record of status {record['status']}")
-        elif not field.kind.holds(value):
-            found.append(f"{name} must be {field.kind.name}, not {json.dumps(value)[:60]}")
-    if not found and _version(record["schema"]) <= _version(SCHEMA):
-        found = [f"{name} is no key of schema {SCHEMA}" for name in record if name not in FIELDS]
-    return found
+    return journal.faults(record, FIELDS, SCHEMA) or _broken_rules(record)
 
 
 def _broken_rules(record: Record) -> list[str]:
@@ -492,13 +267,13 @@ def check(folder: Path | str) -> list[str]:
 
     UsageError where the folder holds no records file.
     """
-    data = _records_bytes(folder)
+    data = journal.content(folder, RECORDS)
     found = [f"{name} is missing" for name in COMPANIONS if not (Path(folder) / name).is_file()]
     sound: list[tuple[int, Record]] = []
     done: dict[str, int] = {}
-    for number, line in _complete_lines(data):
+    for number, line in journal.complete_lines(data):
         try:
-            record = _parse(line)
+            record = journal.parse(line, SCHEMA)
         except ValueError as error:
             found.append(f"line {number}: {error}")
             continue
@@ -506,7 +281,7 @@ def check(folder: Path | str) -> list[str]:
         if record["status"] == "ok":
             if done.setdefault(record["key"], number) != number:
                 found.append(f"line {number}: its key is done in line {done[record['key']]}")
-            if not _shape(record):
+            if not journal.faults(record, FIELDS, SCHEMA):
                 sound.append((number, record))
     if data and not data.endswith(b"\n"):
         number = data.count(b"\n") + 1

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import argparse
-import json
+import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from bench import config as settings
-from bench import prompts, records
+from bench import prompts, records, tuned
 from bench.config import RunConfig
 from bench.errors import UsageError
 from bench.prompts import Questions
 from bench.records import RunFolder, digest
+
+if TYPE_CHECKING:
+    from bench.tuned.shelf import Shelf
 
 REPORT = Path("reports/index.html")
 RESULTS = Path("results")
@@ -24,7 +26,7 @@ RESULTS = Path("results")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0, 1 where a turn failed, 2 on bad input, 130 when interrupted."""
-    parser = _Parser(
+    parser = settings.Parser(
         prog="python -m bench.run",
         description="Run decoding methods on question sets and leave records and a report.",
         allow_abbrev=False,
@@ -53,13 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the flags in one line, as every other bad input."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see --help")
-
-
 class Plan:
     """A run with every name resolved: all that can be refused is refused before weights load."""
 
@@ -68,17 +63,17 @@ class Plan:
 
         from bench import environment, methods, targets
 
-        device = config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        dtype = config.dtype
-        if dtype == "auto":
-            dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        device, dtype = environment.settled(config.device, config.dtype)
         self.device_name = environment.device_name(device)  # refuses what is not there
         self.config = replace(config, device=device, dtype=dtype)
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.targets = [targets.resolve(name) for name in config.models]
-        self.methods = methods.resolve(config.methods, config.checkpoint, config.tree)
+        self.shelf = self._shelf() if config.tree == tuned.TREE else None
+        tree = None if self.shelf else config.tree
+        self.methods = methods.resolve(config.methods, config.checkpoint, tree, self.shelf)
+        if self.shelf:  # from here on the run does not depend on what it took
+            self.shelf.check()
+            self.config = replace(self.config, methods=[m.label for m in self.methods])
         data_dir = Path(config.data_dir) if config.data_dir else None
         self.sets: list[Questions] = [
             prompts.spread(prompts.load(name, data_dir), config.limit) for name in config.datasets
@@ -89,19 +84,39 @@ class Plan:
         ):
             if len(set(names)) < len(names):
                 raise UsageError(f"two {kind} are named {max(names, key=names.count)!r}")
-        self.provenance = self._provenance()
+        self.provenance = self._provenance(provenance)
         self._compare(provenance)
 
-    def _provenance(self) -> dict[str, Any]:
+    def _shelf(self) -> Shelf:
+        from bench.tuned import shelf
+
+        config = self.config
+        if len(self.targets) > 1 or len(config.engine) > 1:
+            raise UsageError(
+                "--tree tuned takes one model and one engine: parameters are tuned for each"
+            )
+        (engine,), (model,) = config.engine, config.models
+        place = shelf.place(self.targets[0], engine, config.dtype, config.device)
+        return shelf.Shelf(place, model, config.device)
+
+    def _provenance(self, expected: Mapping[str, Any]) -> dict[str, Any]:
         from bench import history
 
         path = self.config.history
-        return {
+        found = {
             "package_version": version("chimera-bench"),
             "methods": [method.label for method in self.methods],
             "datasets": {questions.name: questions.sha256 for questions in self.sets},
             "history_sha256": history.sha256(Path(path)) if path else None,
         }
+        if self.shelf is None:
+            return found
+        taken = self.shelf.text
+        if taken is not None:
+            return found | {"tuned_sha256": hashlib.sha256(taken.encode()).hexdigest()}
+        # Fed back: every parameter is spelled out, and where they came from stays known.
+        same = found["methods"] == expected.get("methods")
+        return found | {"tuned_sha256": expected.get("tuned_sha256") if same else None}
 
     def _compare(self, expected: Mapping[str, Any]) -> None:
         """A fed-back run.yaml must resolve to what it resolved to before."""
@@ -124,10 +139,8 @@ class Plan:
         the same run; with --no-resume the first such name that is free."""
         if self.config.out:
             return Path(self.config.out)
-        shared = settings.portable(self.config)
-        first = self.targets[0].name.replace(":", "-").replace("/", "-")
-        more = f"-and-{len(self.targets) - 1}-more" if len(self.targets) > 1 else ""
-        path = RESULTS / f"{first}{more}-{digest([shared, self.provenance])[:8]}"
+        facts = [settings.portable(self.config), self.provenance]
+        path = RESULTS / folder_name([target.name for target in self.targets], facts)
         if self.config.resume:
             return path
         others = (path.with_name(f"{path.name}-{n}") for n in range(2, 1000))
@@ -139,6 +152,7 @@ class Plan:
         lines = [f"run folder  {self.folder}", f"device      {self.device_name}"]
         lines += [f"model       {t.name}: {t.source}, {t.licence}" for t in self.targets]
         lines += [f"method      {method.label}" for method in self.methods]
+        lines += self.shelf.describe() if self.shelf else []
         for questions in self.sets:
             count = sum(len(row["turns"][:turns]) for row in questions.dataset)
             lines.append(
@@ -179,51 +193,28 @@ class Plan:
         return int(any(r["status"] == "error" for r in failed))
 
     def _stamp(self, folder: RunFolder) -> None:
-        """run.yaml, environment.json and a given history, refusing another run's folder."""
+        """run.yaml, environment.json, what was tuned and a given history, refusing another run's
+        folder."""
         from bench import environment, history
 
         text = settings.dump(self.config, self.provenance)
-        known = folder.read("run.yaml")
-        if known not in (None, text):
-            raise UsageError(
-                f"{folder.path} holds a run of other settings (see its run.yaml); "
-                "choose another --out"
-            )
         now = environment.collect(
             self.config.device, {"datasets": self.provenance["datasets"], "dtype": str(self.dtype)}
         )
-        before = folder.read("environment.json")
-        if before is not None and records.read(folder.path):
-            changed = _changed(json.loads(before), json.loads(json.dumps(now)))
-            if changed:
-                raise UsageError(
-                    f"{folder.path} was recorded with another {changed}; choose another --out"
-                )
-        elif known is None or before is None or json.loads(before) != now:
-            folder.write_once("environment.json", json.dumps(now, indent=1) + "\n")
-        folder.write_once("run.yaml", text)
+        environment.stamp(folder, "run.yaml", text, now)
+        if self.shelf and self.shelf.text:
+            folder.write_once(tuned.FILE, self.shelf.text)
         if self.config.history and folder.read(history.FILE) is None:
             given = Path(self.config.history).read_text(encoding="utf-8")
             history.read(given, self.config.history)
             folder.write_once(history.FILE, given)
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first thing that makes figures of two environments incomparable, or None."""
-    watched = (
-        ("packages", "torch"),
-        ("packages", "transformers"),
-        ("packages", "chimera-bench"),
-        ("cpu", "model"),
-        ("cpu", "torch_threads"),
-        ("cuda", "name"),
-        ("cuda", "driver"),
-    )
-    for group, name in watched:
-        a, b = ((environment.get(group) or {}).get(name) for environment in (before, now))
-        if a != b:
-            return f"{group} {name} ({a}, now {b})"
-    return None
+def folder_name(models: Sequence[str], facts: object) -> str:
+    """The first model, how many there are besides, and a hash of all that makes the run."""
+    first = models[0].replace(":", "-").replace("/", "-")
+    more = f"-and-{len(models) - 1}-more" if len(models) > 1 else ""
+    return f"{first}{more}-{digest(facts)[:8]}"
 
 
 def _listing(config: RunConfig) -> str:
@@ -242,7 +233,8 @@ def _listing(config: RunConfig) -> str:
     known = methods.discover()
     for name in [methods.STOCK, *known]:
         try:
-            method = methods.method(name, known, {}, config.tree)
+            tree = None if config.tree == tuned.TREE else config.tree
+            method = methods.method(name, known, {}, tree)
         except UsageError as error:
             lines.append(_line(name, "", str(error)))
             continue

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from bench import audit, history
 from bench.config import RunConfig
+from bench.decoding import engines
 from bench.decoding.decoder import Decoder, TargetInfo
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
@@ -37,7 +39,7 @@ from bench.records import (
 from bench.runner import Turn, run_stock, run_turn
 from bench.targets import Loaded
 
-WARM_UP_TOKENS = 8
+WARM_UP_TOKENS = 24  # enough steps to run, capture and replay
 
 
 @dataclass
@@ -47,7 +49,8 @@ class Row:
     Attributes:
         decoder: None for the stock row and for one that cannot run.
         failure: (status, reason) where it cannot run.
-        startup_s: loading and warming up.
+        startup_s: loading, compiling, capturing and warming up.
+        warnings: what every record of the row says.
     """
 
     method: Method
@@ -55,6 +58,7 @@ class Row:
     decoder: Decoder | None = None
     failure: tuple[str, str] | None = None
     startup_s: float = 0.0
+    warnings: list[str] = field(default_factory=list)
 
 
 class Session:
@@ -76,9 +80,19 @@ class Session:
         self.folder = folder
         self.device_name = device_name
         self.name = loaded.target.name
-        self.target = TargetModel(loaded.model, self.name)
+        self._targets: dict[str, tuple[TargetModel, str | None]] = {}  # by engine
+        self.target = self._on(config.engine[0])
         self.reference = self._build(REFERENCE, self.target)
         self._failed_before: list[dict[str, Any]] = []
+
+    def _on(self, engine: str) -> TargetModel:
+        """The target on `engine`, or on eager where that cannot run here, which is said once."""
+        if engine not in self._targets:
+            self._targets[engine] = engines.make(self.loaded.model, self.name, engine)
+            reason = self._targets[engine][1]
+            if reason is not None:
+                print(f"{self.name}: {reason}; eager instead", file=sys.stderr)
+        return self._targets[engine][0]
 
     def _build(self, name: str, target: TargetModel) -> Decoder:
         """The decoder of the row `name` on `target`."""
@@ -173,6 +187,7 @@ class Session:
     # Running
 
     def _run_engine(self, engine: str, prompts: Sequence[Prompt], stock: bool) -> None:
+        self.target = self._on(engine)
         methods = [m for m in self.methods if stock or m.name != STOCK]
         rows = {m.label: self._row(m, engine) for m in methods}
         for row in rows.values():
@@ -195,8 +210,8 @@ class Session:
     def _row(self, method: Method, engine: str) -> Row:
         if method.decoder is None:
             return Row(method, STOCK_ENGINE)
-        row = Row(method, engine)
-        target = self.target
+        target, warning = self.target, self._targets[engine][1]
+        row = Row(method, target.engine, warnings=[warning] if warning else [])
         info = TargetInfo(self.name, target.hidden_size, target.vocab_size, target.layers)
         reason = method.decoder.unavailable(info, method.settings)
         if reason is not None:
@@ -330,6 +345,7 @@ class Session:
         return {
             "status": "ok",
             **turn.figures(),
+            "warnings": row.warnings + turn.warnings,
             "text": self._text(turn.output_ids),
             "draft_parameters": row.decoder.draft_parameters if row.decoder else None,
             "startup_s": row.startup_s,

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from bench.decoding import static_trees
-from bench.decoding.checkpoint import CheckpointError
+from bench.decoding.checkpoint import RANDOM, CheckpointError, digest
 from bench.decoding.decoder import Block, Settings, TargetInfo, TreeDecoder
 from bench.decoding.draft_weights import load_state, read_draft, shipped
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree
+from bench.decoding.verify import Verdict
 from chimera import published
+from chimera.arms import chimera_plus_config
 from chimera.drafter import ConfidentGrower, Drafter, Grower, StaticGrower
 from chimera.model import Chimera as ChimeraModel
 from chimera.model import ChimeraConfig
@@ -47,6 +50,15 @@ class ChimeraSettings(Settings):
     def __post_init__(self) -> None:
         self.require("chimera", nodes=1, depth=0, beam=1, vocab=0)
 
+    @classmethod
+    def grid(cls) -> Mapping[str, Sequence[Any]]:
+        return {
+            "nodes": (5, 7, 10, 15, 20, 26, 31, 45, 63),
+            "depth": (3, 4, 5, 0),
+            "vocab": (4096, 8192, 16384),
+            "dynamic": (False, True),
+        }
+
 
 class Chimera(TreeDecoder):
     """The paper's method: trigram encoder, full-context encoder, residual heads."""
@@ -66,6 +78,19 @@ class Chimera(TreeDecoder):
             f"--checkpoint {cls.name}=trained/{cls.name}-0.safetensors"
         )
 
+    @classmethod
+    def weights_sha256(cls, target: TargetInfo, settings: Settings) -> str | None:
+        path = cls._locate(target.name, settings.checkpoint)
+        return digest(published.files(path) if path.is_dir() else [path])
+
+    @classmethod
+    def _locate(cls, target: str, checkpoint: str | None) -> Path:
+        """A file of ours, shipped or given, or the folder of a published checkpoint."""
+        path = published.locate(checkpoint) if checkpoint else shipped(WEIGHTS, cls.name, target)
+        if path is None:
+            raise CheckpointError(f"no weights of {cls.name} for {target}")
+        return path
+
     def __init__(self, target: TargetModel, settings: ChimeraSettings) -> None:
         super().__init__(target, settings)
         model, card, vocabulary = self._load(target, settings.checkpoint)
@@ -75,33 +100,33 @@ class Chimera(TreeDecoder):
         target.tap(*config.taps)
         self._taps = config.taps
         kept = None if config.own_heads else settings.vocab or None
-        vocabulary = vocabulary[:kept].to(target.device)
-        head = target.head().weight[vocabulary].contiguous()
-        self._drafter = Drafter(model, target.embeddings(), head, vocabulary)
         depth = min(settings.depth or config.depth, config.depth)
+        # Nodes that are expanded lie in the draft's cache behind the committed positions.
+        spare = 1 + depth * max(settings.beam, settings.nodes)
+        self._drafter = Drafter(model, target, vocabulary[:kept], spare)
         self.width = settings.nodes + 1
+        self._levels = depth
         self._grower: Grower
         if settings.dynamic:
-            self._grower = ConfidentGrower(settings.nodes, depth, settings.beam)
+            self._grower = ConfidentGrower(settings.nodes, depth, settings.beam, target)
         else:
             paths, self.tree_sha256 = static_trees.resolve(
                 settings.tree, card.get("tree"), PAPER_TREE, settings.nodes, depth
             )
             self._grower = StaticGrower(paths, target.device)
-        # Nodes that are expanded lie in the draft's cache behind the verified positions.
-        self._spare = 1 + depth * max(settings.beam, settings.nodes)
-        self._recent: list[int] = []
+        self._recent = torch.zeros(3, dtype=torch.long, device=target.device)  # newest last
+        self._draft, self._follow = target.capture(self._tree), target.capture(self._advance)
 
     def _load(
         self, target: TargetModel, checkpoint: str | None
     ) -> tuple[ChimeraModel, dict[str, object], Tensor]:
         """(draft model, card, draft vocabulary int64 [V']) of the shipped weights, of a file of
         ours or of a published checkpoint."""
-        path = published.locate(checkpoint) if checkpoint else None
-        if path is None:
-            path = shipped(WEIGHTS, self.name, target.name)
-        if path is None:
-            raise CheckpointError(f"no weights of {self.name} for {target.name}")
+        if checkpoint == RANDOM:
+            shape = self._random_shape(target)
+            model, self.checkpoint_sha256 = published.random(shape, target.device, target.dtype)
+            return model, {}, torch.arange(target.vocab_size)
+        path = self._locate(target.name, checkpoint)
         if path.is_dir():
             model, self.checkpoint_sha256 = published.load(path, target.config)
             return model, {}, torch.arange(target.vocab_size)
@@ -114,22 +139,46 @@ class Chimera(TreeDecoder):
         load_state(model, saved, path.name)
         return model, saved.card, saved.vocabulary
 
+    def _random_shape(self, target: TargetModel) -> ChimeraConfig:
+        return published.shape(target.config)
+
+    def draft_bytes(self) -> int:
+        return self._drafter.weight_bytes(self._grower.depth)
+
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:
-        self._drafter.start(self.target.cache.capacity + self._spare)
-        self._drafter.remember(step.hidden, [step.taps[k] for k in self._taps])
-        self._recent = [prompt_ids[0], *prompt_ids[-2:], token][-3:]
+        self._drafter.start(step.hidden, [step.taps[k] for k in self._taps])
+        recent = [prompt_ids[0], *prompt_ids[-2:], token][-3:]
+        self._recent.copy_(self.target.tensor(recent))
 
     def draft(self) -> TokenTree:
-        return self._grower.grow(self._drafter, self.target.tensor(self._recent))
+        return self._draft()
 
-    def observe(self, tree: TokenTree, step: Step, block: Block, also: Sequence[int]) -> None:
-        path = torch.tensor((0, *block.path), device=self.target.device)
+    def _tree(self) -> TokenTree:
+        return self._grower.grow(self._drafter, self._recent)
+
+    def observe(
+        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
+    ) -> None:
+        self._follow(tree, step, verdict)
+
+    def _advance(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
+        accepted = verdict.length.view(1)
+        path = verdict.path[: self._levels + 1]  # the root first
         taps = [step.taps[k][path] for k in self._taps]
-        self._drafter.remember(step.hidden[path], taps)
-        self._recent = [*self._recent, *block.ids][-3:]
+        self._drafter.remember(step.hidden[path], taps, accepted + 1)
+        # The three tokens before and with the bonus token, which follows `accepted` drafted ones.
+        bonus = verdict.bonus.view(1)
+        ids = torch.cat((self._recent, tree.tokens[path[1:]], bonus))
+        ids.scatter_(0, accepted + 3, bonus)
+        window = torch.arange(1, 4, device=ids.device)
+        self._recent.copy_(ids[accepted + window])
 
 
 class ChimeraPlus(Chimera):
     """Ours: the context also reads two inner layers, and h_t enters the query."""
 
     name: ClassVar[str] = "chimera_plus"
+
+    def _random_shape(self, target: TargetModel) -> ChimeraConfig:
+        shape = TargetInfo(target.name, target.hidden_size, target.vocab_size, target.layers)
+        return chimera_plus_config(shape)

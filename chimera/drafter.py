@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.decoding.ranks import RankPath
+from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
 from chimera.model import Chimera
 
@@ -18,96 +19,177 @@ from chimera.model import Chimera
 class Drafter:
     """The draft model, bound to a target's embeddings and LM head.
 
-    Rows of verified positions hold the target's true states; the rows behind them the encoder's
-    own outputs for the nodes of the tree being drafted.
+    Row i of the draft's cache is position i: the first `target.length` rows hold what the target's
+    true states give, the rows behind them the encoder's own outputs for the tree being drafted.
+    Everything but `start` is a function of tensors, so that engines can capture it.
     """
 
-    def __init__(
-        self, model: Chimera, embeddings: torch.nn.Embedding, head: Tensor, vocabulary: Tensor
-    ) -> None:
-        """`head` [V', d] are the LM head's rows of the tokens `vocabulary` [V']."""
+    def __init__(self, model: Chimera, target: TargetModel, vocabulary: Tensor, spare: int) -> None:
+        """`vocabulary` int64 [V'] are the target's ids that are drafted; at most `spare` nodes of
+        a tree are expanded."""
         self.model = model
-        self.device, self.dtype = head.device, head.dtype
-        self._embeddings = embeddings
-        self._head = head
-        self._vocabulary = vocabulary
-        self._own_heads = bool(model.config.own_heads)
-        self._keys = self._values = torch.empty(0)  # [H, rows, D]
-        self._verified = 0  # rows of verified positions, t + 1
-        self._drafted = 0  # rows behind them
-        self._state = torch.empty(0)  # h_t, [d]
+        self._target = target
+        self._embeddings = target.embeddings()
+        self._vocabulary = vocabulary.to(target.device)
+        self._head = None
+        if not model.config.own_heads:
+            self._head = target.head().weight[self._vocabulary].contiguous()
+        self._spare = spare
+        self._rows = torch.empty(0)  # keys and values, [2, H, rows, D]
+        self._drafted = 0  # rows behind the true ones
+        size, options = model.config.hidden_size, {"dtype": target.dtype, "device": target.device}
+        self._state = torch.zeros(1, size, **options)  # type: ignore[call-overload]
+        self._pull = torch.zeros_like(self._state) if model.config.query_state else None
+        self._ask = target.fuse(self._question)
+        self._answer = target.fuse(self._reply)
+        self._read = target.fuse(self._context)
+        self.sprout = target.fuse(self._children)
 
-    def start(self, rows: int) -> None:
-        """Forget the sequence before; make room for `rows` positions and drafted nodes."""
+    def start(self, hidden: Tensor, taps: list[Tensor]) -> None:
+        """Forget the sequence before; a new one has true states [n, d]."""
         config = self.model.config
-        if self._keys.dim() < 3 or self._keys.shape[1] < rows:
-            shape = (config.heads, rows, config.hidden_size // config.heads)
-            self._keys, self._values = (
-                torch.zeros(shape, dtype=self.dtype, device=self.device) for _ in range(2)
-            )
-        self._verified = self._drafted = 0
+        rows = self._target.cache.capacity + self._spare
+        if self._rows.dim() < 4 or self._rows.shape[2] < rows:
+            shape = (2, config.heads, rows, config.hidden_size // config.heads)
+            self._rows = torch.zeros(shape).to(hidden)
+        positions = torch.arange(hidden.shape[0], device=hidden.device)
+        self._context(hidden, taps, positions, self._rows)
+        self._remember_state(hidden[-1:])
 
-    def remember(self, hidden: Tensor, taps: list[Tensor]) -> None:
-        """Append true states, each [n, d], of newly verified positions; the last is h_t."""
-        encoder, n = self.model.encoder, hidden.shape[0]
-        positions = torch.arange(n, device=self.device) + self._verified
-        context, rotation = encoder.context(hidden, taps), encoder.rotation(positions)
-        self._write(self._verified, *encoder.keys_values(context, rotation))
-        self._verified += n
-        self._drafted = 0
-        self._state = hidden[-1]
+    def remember(self, hidden: Tensor, taps: list[Tensor], count: Tensor) -> None:
+        """Append true states of newly committed positions.
 
-    def expand(self, trigrams: Tensor, level: int, visible: Tensor) -> Tensor:
+        Args:
+            hidden: [n, d], of which the first `count` are true; what is written behind them is
+                overwritten by the next draft.
+            taps: of each [n, d].
+            count: int64 [1].
+        """
+        positions = self._target.length - count + torch.arange(len(hidden), device=hidden.device)
+        self._read(hidden, taps, positions, self._rows)
+        self._remember_state(hidden[count - 1])
+
+    def _remember_state(self, h: Tensor) -> None:
+        self._state.copy_(h)
+        pull = self.model.encoder.pull(h)
+        if self._pull is not None and pull is not None:
+            self._pull.copy_(pull)
+
+    def expand(self, trigrams: Tensor, level: int, visible: Tensor, last: bool = False) -> Tensor:
         """Draft behind n nodes of depth `level - 1` of the tree.
 
         Args:
             trigrams: int64 [n, 3], the nodes' tokens, each with the two before it.
             level: depth of what is drafted, from 1.
             visible: bool [n, drafted rows + n]: the rows of the nodes' ancestors and their own.
+            last: no deeper level follows, so that none needs this one's rows.
 
         Returns:
             logits [n, V'].
         """
-        encoder, n = self.model.encoder, trigrams.shape[0]
-        h = self._state.expand(n, -1)
-        u = encoder.query(self.model.trigram(self._embeddings(trigrams)), h)
-        position = torch.full((1,), self._verified + level - 1, device=self.device)
-        rotation = encoder.rotation(position)  # the same for all of a level
-        q, k, v = encoder.queries(u, rotation)  # [n, H, D]
-        first = self._verified + self._drafted
-        self._write(first, k, v)
-        seen = F.pad(visible, (self._verified, 0), value=encoder.sees_context)
-        if not encoder.sees_context:
-            seen[:, :first] = False
-        attended = F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None],
-            self._keys[None, :, : first + n],
-            self._values[None, :, : first + n],
-            attn_mask=seen,
-        )
-        o = encoder.finish(u, attended[0].transpose(0, 1))
-        self._write(first, *encoder.keys_values(encoder.own_context(o), rotation))
+        n, context = trigrams.shape[0], self.model.encoder.sees_context
+        if not context:  # itself alone
+            own = torch.eye(n, dtype=torch.bool, device=visible.device)
+            visible = F.pad(own, (self._drafted, 0))
+        length = self._target.length
+        rows = length + self._drafted + torch.arange(n, device=trigrams.device)
+        position = length + (level - 1)  # the same for all of a level
+        u, q = self._ask(trigrams, self._pull, position, rows, self._rows)
+        attended = self._target.attend(q, self._rows[0], self._rows[1], visible, context)
+        into = None if last else self._rows
+        logits: Tensor = self._answer(u, attended, self._state, position, level, rows, into)
         self._drafted += n
-        z = self.model.heads(h, o, level)
-        return z if self._own_heads else F.linear(z, self._head)
+        return logits
 
     def token(self, index: Tensor) -> Tensor:
         """Target ids of indices into the draft vocabulary."""
         return self._vocabulary[index]
 
+    def best(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """(values, indices), each [n, count]: the likeliest drafts of each row of [n, V']."""
+        return self._target.top(logits, count)
+
     def rewind(self) -> None:
         """Forget the tree that was drafted."""
         self._drafted = 0
 
-    def _write(self, row: int, keys: Tensor, values: Tensor) -> None:
-        """Keys and values [n, H, D] into the rows from `row`."""
-        n = keys.shape[0]
-        self._keys[:, row : row + n] = keys.transpose(0, 1)
-        self._values[:, row : row + n] = values.transpose(0, 1)
+    def weight_bytes(self, levels: int) -> int:
+        """Bytes of weights that drafting `levels` levels reads: each level reads the trigram
+        encoder, the layer, its head and the LM head's rows; taps and h_t are read once."""
+        model, encoder = self.model, self.model.encoder
+        once = _nbytes(encoder.from_taps) + _nbytes(encoder.from_state)
+        level = _nbytes(model.trigram) + _nbytes(encoder) - once
+        level += 0 if self._head is None else self._head.nbytes
+        heads = sum(_nbytes(head) for head in model.heads.heads[:levels])
+        return once + levels * level + heads
+
+    # Functions of tensors, which engines may compile
+
+    def _question(
+        self, trigrams: Tensor, pull: Tensor | None, position: Tensor, rows: Tensor, into: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(input u [n, d] of the encoder, its query [n, H, D]); keys and values go into `rows`."""
+        encoder = self.model.encoder
+        u = self.model.trigram(self._embeddings(trigrams))
+        u = u if pull is None else u + pull
+        q, k, v = encoder.queries(u, encoder.rotation(position))
+        _write(into, rows, k, v)
+        return u, q
+
+    def _reply(
+        self,
+        u: Tensor,
+        attended: Tensor,
+        state: Tensor,
+        position: Tensor,
+        level: int,
+        rows: Tensor,
+        into: Tensor | None,
+    ) -> Tensor:
+        """logits [n, V']; key and value of the encoder's own output go into `rows`."""
+        encoder = self.model.encoder
+        o = encoder.finish(u, attended)
+        if into is not None:
+            rotation = encoder.rotation(position)
+            _write(into, rows, *encoder.keys_values(encoder.own_context(o), rotation))
+        z = self.model.heads(state.expand_as(o), o, level)
+        return z if self._head is None else F.linear(z, self._head)
+
+    def _context(self, hidden: Tensor, taps: list[Tensor], rows: Tensor, into: Tensor) -> None:
+        """Key and value of true states [n, d] into `rows`, which are their positions."""
+        encoder = self.model.encoder
+        k, v = encoder.keys_values(encoder.context(hidden, taps), encoder.rotation(rows))
+        _write(into, rows, k, v)
+
+    def _children(
+        self, above: Tensor, best: Tensor, parent: Tensor, rank: Tensor, inner: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(trigrams [m, 3] of a level's nodes, those of its nodes `inner`).
+
+        above: [n, 3], expanded nodes; best: [n, ranks], their drafts by rank; parent, rank: [m].
+        """
+        tokens = self._vocabulary[best[parent, rank]]
+        children = torch.cat((above[parent, 1:], tokens[:, None]), dim=1)
+        return children, children[inner]
+
+
+def _nbytes(module: nn.Module | None) -> int:
+    return sum(p.nbytes for p in module.parameters()) if module is not None else 0
+
+
+def _write(into: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Keys and values [n, H, D] into `rows` int64 [n] of [2, H, rows, D]."""
+    into.index_copy_(2, rows, torch.stack((keys, values)).transpose(1, 2).to(into.dtype))
 
 
 class Grower(ABC):
-    """How a tree grows from its root."""
+    """How a tree grows from its root.
+
+    Attributes:
+        depth: levels that it drafts.
+    """
+
+    depth: int
 
     @abstractmethod
     def grow(self, drafter: Drafter, recent: Tensor) -> TokenTree:
@@ -119,17 +201,17 @@ class _Level:
     """One level of a static tree.
 
     Attributes:
-        expand: int64 [n], nodes of the level above that have children.
-        visible: bool [n, rows + n], what their queries see among the drafted rows.
-        parent: int64 [m], for each child its place in `expand`.
+        visible: bool [n, rows + n], what the n expanded nodes above it see of the drafted rows.
+        parent: int64 [m], for each node its parent's place among those n.
         rank: int64 [m], and its rank.
+        inner: int64, which of the m are expanded next.
         ranks: how many ranks are needed.
     """
 
-    expand: Tensor
     visible: Tensor
     parent: Tensor
     rank: Tensor
+    inner: Tensor
     ranks: int
 
 
@@ -140,79 +222,101 @@ class StaticGrower(Grower):
         self.topology = Topology.from_rank_paths(paths, device)
         ordered = sorted({path[:k] for path in paths for k in range(len(path) + 1)} | {()})
         ordered.sort(key=len)  # as Topology.from_rank_paths orders its nodes
-        node = {path: i for i, path in enumerate(ordered)}
+        has_children = {path[:-1] for path in ordered if path}
         rows: list[RankPath] = []  # expanded nodes, in the order of their rows
+        parents: list[RankPath] = [()]
         self._levels: list[_Level] = []
         for depth in range(1, max(map(len, ordered)) + 1):
-            children = [path for path in ordered if len(path) == depth]
-            parents = list(dict.fromkeys(path[:-1] for path in children))
+            nodes = [path for path in ordered if len(path) == depth]
             rows += parents
             visible = [[row == path[: len(row)] for row in rows] for path in parents]
+            inner = [i for i, path in enumerate(nodes) if path in has_children]
             level = _Level(
-                expand=torch.tensor([node[path] for path in parents], device=device),
                 visible=torch.tensor(visible, device=device),
-                parent=torch.tensor([parents.index(p[:-1]) for p in children], device=device),
-                rank=torch.tensor([path[-1] for path in children], device=device),
-                ranks=max(path[-1] for path in children) + 1,
+                parent=torch.tensor([parents.index(p[:-1]) for p in nodes], device=device),
+                rank=torch.tensor([path[-1] for path in nodes], device=device),
+                inner=torch.tensor(inner, dtype=torch.long, device=device),
+                ranks=max(path[-1] for path in nodes) + 1,
             )
             self._levels.append(level)
+            parents = [nodes[i] for i in inner]
+        self.depth = len(self._levels)
 
     def grow(self, drafter: Drafter, recent: Tensor) -> TokenTree:
         drafter.rewind()
-        trigrams = recent[None]  # [nodes so far, 3]
+        above = recent[None]
+        trigrams = [above]  # by level, [m, 3]
         for depth, level in enumerate(self._levels, start=1):
-            above = trigrams[level.expand]
-            best = drafter.expand(above, depth, level.visible).topk(level.ranks, dim=-1).indices
-            tokens = drafter.token(best[level.parent, level.rank])
-            children = torch.cat((above[level.parent, 1:], tokens[:, None]), dim=1)
-            trigrams = torch.cat((trigrams, children))
-        return TokenTree(trigrams[:, 2], self.topology)
+            last = depth == self.depth
+            logits = drafter.expand(above, depth, level.visible, last)
+            _, best = drafter.best(logits, level.ranks)
+            nodes, above = drafter.sprout(above, best, level.parent, level.rank, level.inner)
+            trigrams.append(nodes)
+        return TokenTree(torch.cat(trigrams)[:, 2], self.topology)
 
 
 class ConfidentGrower(Grower):
     """A tree of the likeliest paths: every level expands the `beam` best nodes of the one before,
     and the `nodes` best of all candidates stay (EAGLE-2, arXiv 2406.16858, section 4)."""
 
-    def __init__(self, nodes: int, depth: int, beam: int) -> None:
-        self._nodes, self._depth, self._beam = nodes, depth, beam
+    def __init__(self, nodes: int, depth: int, beam: int, target: TargetModel) -> None:
+        self._nodes, self.depth, self._beam = nodes, depth, beam
+        self._spread = target.fuse(self._candidates)
+        self._stay = target.fuse(self._best)
 
     def grow(self, drafter: Drafter, recent: Tensor) -> TokenTree:
         drafter.rewind()
         device, beam = recent.device, self._beam
-        # Candidates: trigram, parent candidate (-1 is the root), log-probability of the path.
-        trigrams, parents, scores = [], [], []
-        frontier = recent[None]  # [n, 3], nodes to expand, and their candidates' numbers
-        number = torch.full((1,), -1, device=device)
-        path = torch.zeros(1, device=device)
-        seen = torch.zeros(1, 0, dtype=torch.bool, device=device)  # rows of the ancestors
+        found: list[tuple[Tensor, Tensor, Tensor]] = []  # candidates, by level
+        frontier = recent[None]  # [n, 3], nodes to expand,
+        number = torch.full((1,), -1, device=device)  # their numbers as candidates, the root -1,
+        path = torch.zeros(1, device=device)  # and log-probabilities of their paths
+        seen = torch.zeros(1, 0, dtype=torch.bool, device=device)  # rows of their ancestors
         count = 0
-        for level in range(1, self._depth + 1):
+        for level in range(1, self.depth + 1):
             n = frontier.shape[0]
             visible = torch.cat((seen, torch.eye(n, dtype=torch.bool, device=device)), dim=1)
-            logits = drafter.expand(frontier, level, visible)
-            best = logits.float().log_softmax(dim=-1).topk(beam, dim=-1)
-            tokens = drafter.token(best.indices)  # [n, beam]
-            before = frontier[:, None, 1:].expand(-1, beam, -1)
-            trigrams.append(torch.cat((before, tokens[..., None]), dim=-1).flatten(0, 1))
-            parents.append(number.repeat_interleave(beam))
-            scores.append((path[:, None] + best.values).flatten())
-            if level == self._depth:
-                break
-            kept = scores[-1].topk(beam).indices  # of n * beam
-            frontier, path, number = trigrams[-1][kept], scores[-1][kept], kept + count
-            # A child sees what its parent saw, its parent's row among it.
-            seen = visible[kept // beam]
-            count += n * beam
-        return self._best(torch.cat(trigrams), torch.cat(parents), torch.cat(scores), recent)
+            logits = drafter.expand(frontier, level, visible, last=level == self.depth)
+            best, index = drafter.best(logits, beam)
+            tokens = drafter.token(index)
+            found.append(self._spread(frontier, number, path, logits, best, tokens))
+            if level < self.depth:
+                trigrams, _, scores = found[-1]
+                kept = scores.topk(beam).indices  # of n * beam
+                frontier, path, number = trigrams[kept], scores[kept], kept + count
+                # A child sees what its parent saw, its parent's row among it.
+                seen = visible[kept // beam]
+                count += n * beam
+        trigrams, parents, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
+        chosen, above = self._stay(parents, scores)
+        tokens = torch.cat((recent[2:], trigrams[chosen, 2]))
+        return TokenTree(tokens, Topology.grown(above, self.depth))
 
-    def _best(self, trigrams: Tensor, parents: Tensor, scores: Tensor, recent: Tensor) -> TokenTree:
-        """The tree of the best candidates; a path never scores above its own start, and among
-        equals the earlier, so that parents stay."""
+    def _candidates(
+        self,
+        frontier: Tensor,
+        number: Tensor,
+        path: Tensor,
+        logits: Tensor,
+        best: Tensor,
+        tokens: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Children of n nodes, each of [n * beam]: trigrams [.., 3], parents' numbers,
+        log-probabilities of their paths. best, tokens: [n, beam]."""
+        beam = tokens.shape[1]
+        before = frontier[:, None, 1:].expand(-1, beam, -1)
+        trigrams = torch.cat((before, tokens[..., None]), dim=-1).flatten(0, 1)
+        likely = best.float() - logits.float().logsumexp(dim=-1, keepdim=True)
+        scores = (path[:, None] + likely).flatten()
+        return trigrams, number[:, None].expand(-1, beam).flatten(), scores
+
+    def _best(self, parents: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """(the best candidates in their order, the tree's parents with the root first): a path
+        never scores above its own start, and among equals the earlier, so that parents stay."""
         order = scores.sort(descending=True, stable=True).indices
         chosen = order[: min(self._nodes, len(scores))].sort().values
         place = torch.zeros(len(scores) + 1, dtype=torch.long, device=scores.device)
-        place[chosen] = torch.arange(1, len(chosen) + 1, device=scores.device)  # last: the root, 0
-        above = place[parents[chosen]]  # parent -1 reads the last place
-        root = torch.full((1,), -1, device=scores.device)
-        tokens = torch.cat((recent[2:], trigrams[chosen, 2]))
-        return TokenTree(tokens, Topology(torch.cat((root, above))))
+        nodes = torch.arange(1, len(chosen) + 1, device=scores.device)
+        place = place.scatter(0, chosen, nodes)  # the last place is the root's, 0
+        above = place[parents[chosen]]  # parent -1 reads it
+        return chosen, F.pad(above, (1, 0), value=-1)

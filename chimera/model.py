@@ -159,12 +159,12 @@ class FullContextEncoder(nn.Module):
         c: Tensor = self.context_norm(self.state_norm(o))
         return c
 
-    def query(self, g: Tensor, h: Tensor) -> Tensor:
-        """The layer's input u, [..., d], from the trigram encoder's output and h_t."""
+    def pull(self, h: Tensor) -> Tensor | None:
+        """What h_t adds to every query of a draft, [..., d]; None where it adds nothing."""
         if self.from_state is None:
-            return g
-        u: Tensor = g + self.from_state(self.state_norm(h))
-        return u
+            return None
+        added: Tensor = self.from_state(self.state_norm(h))
+        return added
 
     def rotation(self, positions: Tensor) -> Rotation:
         """(cos, sin) of rotary positions [..., n], each [..., n, 1, head_dim / 2]."""
@@ -299,12 +299,14 @@ class Chimera(nn.Module):
         if not encoder.sees_context:
             seen = torch.zeros_like(seen)
         h = hidden[batch, anchors]  # [B, A, d]
+        pull = encoder.pull(h)
         own: list[tuple[Tensor, Tensor]] = []
         outs, zs = [], []
         for level in range(1, self.config.depth + 1):
             positions = anchors + level
             window = torch.stack([positions - 2, positions - 1, positions], dim=-1)
-            u = encoder.query(self.trigram(embeddings[batch[..., None], window]), h)
+            u = self.trigram(embeddings[batch[..., None], window])
+            u = u if pull is None else u + pull
             rotation = encoder.rotation(positions)
             q, k, v = encoder.queries(u, rotation)
             attended = _attend_chain(q, keys, values, seen, [*own, (k, v)])

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from bench.decoding import checkpoint
 from bench.decoding.checkpoint import CheckpointError
+from bench.decoding.draft_weights import randomise
 from chimera.model import Chimera, ChimeraConfig, Standardise
 
 TRIGRAM, HEADS = "trimlp.pt", "chimera_head.pt"
+DEPTH = 5  # levels of the paper's tree
 LAYER, OLDER_LAYER = "fast_layer1.pt", "fast_layer0.pt"
 FILES = (TRIGRAM, LAYER, OLDER_LAYER, HEADS)
 KNOWN = (
@@ -40,6 +42,11 @@ def locate(text: str) -> Path:
     return checkpoint.locate(text, FILES)
 
 
+def files(location: Path) -> list[Path]:
+    """Those with weights. CheckpointError where the folder is no checkpoint."""
+    return [location / name for name in (TRIGRAM, _layout(location)[0], HEADS)]
+
+
 def load(location: Path, config: Any) -> tuple[Chimera, str]:
     """The draft for a target, in the files' own precision, and the files' sha256.
 
@@ -51,22 +58,28 @@ def load(location: Path, config: Any) -> tuple[Chimera, str]:
     """
     try:
         layer, older = _layout(location)
-        files = [location / name for name in (TRIGRAM, layer, HEADS)]
-        trigram, encoder, heads = (checkpoint.read(file) for file in files)
+        trigram, encoder, heads = (checkpoint.read(file) for file in files(location))
         encoder.pop(FREQUENCIES, None)
-        shape = _shape(config, heads, older)
-        d = shape.hidden_size
-        head = (shape.own_heads, d if older else 2 * d)
+        found = _shape(config, heads, older)
+        d = found.hidden_size
+        head = (found.own_heads, d if older else 2 * d)
         checkpoint.check(TRIGRAM, trigram, _trigram_shapes(d))
-        checkpoint.check(layer, encoder, _layer_shapes(d, shape.ffn))
-        checkpoint.check(HEADS, heads, {f"{i}.0.weight": head for i in range(shape.depth)})
+        checkpoint.check(layer, encoder, _layer_shapes(d, found.ffn))
+        checkpoint.check(HEADS, heads, {f"{i}.0.weight": head for i in range(found.depth)})
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {KNOWN}") from error
     with torch.device("meta"):
-        chimera = Chimera(shape)
+        chimera = Chimera(found)
     state = _renamed(trigram, encoder, heads) | _identities(chimera)
     chimera.load_state_dict(state, assign=True)
-    return chimera.requires_grad_(False).eval(), checkpoint.digest(files)
+    return chimera.requires_grad_(False).eval(), checkpoint.digest(files(location))
+
+
+def random(config: ChimeraConfig, device: torch.device, dtype: torch.dtype) -> tuple[Chimera, str]:
+    """A draft of that shape with random weights, for its cost, and a sha256 that stands for it."""
+    with torch.device("meta"):
+        chimera = Chimera(config)
+    return chimera, randomise(chimera, device, dtype)
 
 
 def _layout(location: Path) -> tuple[str, bool]:
@@ -100,12 +113,18 @@ def _shape(config: Any, heads: dict[str, Tensor], older: bool) -> ChimeraConfig:
     depth = checkpoint.numbers(HEADS, heads, r"([0-9]{1,4})\..*")
     if not depth:
         raise CheckpointError(f"{HEADS} holds no 0.0.weight: found {checkpoint.some(heads)}")
+    return shape(config, depth, older)
+
+
+def shape(config: Any, depth: int = DEPTH, older: bool = False) -> ChimeraConfig:
+    """The published draft's, for a target's transformers config."""
+    rope = getattr(config, "rope_parameters", None) or {}
     return ChimeraConfig(
         hidden_size=config.hidden_size,
-        heads=attention,
+        heads=config.num_attention_heads,
         ffn=config.intermediate_size,
         depth=depth,
-        rope_theta=rope["rope_theta"],
+        rope_theta=rope.get("rope_theta", ChimeraConfig.rope_theta),
         eps=config.rms_norm_eps,
         head_state=not older,
         out_norm=False,

@@ -1,4 +1,4 @@
-"""Renders run folders to one self-contained page: the same records give the same bytes.
+"""Renders runs and cost studies to one self-contained page: the same records give the same bytes.
 
 python -m reports.build results/<run> [...] [--out reports/index.html]
 """
@@ -21,12 +21,13 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from bench import records
+from bench import cost_records, records, tuned
 from bench.errors import UsageError
-from reports import metrics, sections
+from reports import cost, metrics, sections
 from reports.tables import Page, Run
 
 OUT = Path("reports/index.html")
+RUN_SETTINGS = "run.yaml"
 
 
 def build(folders: Sequence[Path], out: Path) -> None:
@@ -38,21 +39,27 @@ def build(folders: Sequence[Path], out: Path) -> None:
 
 
 def load(folders: Sequence[Path]) -> Page:
-    """The folders' records and companions. A run is named after its folder."""
+    """The records and companions of runs and studies, which are named after their folders."""
     names = [Path(folder).resolve().name for folder in folders]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two runs are named {twice}; give each folder once, or rename one")
-    frames, runs = [], []
-    for folder, name in zip(folders, names, strict=True):
-        frame = records.frame([folder])
-        if frame.empty:
+    frames: list[pd.DataFrame] = []
+    costs: list[records.Record] = []
+    runs = []
+    for folder, name in zip(map(Path, folders), names, strict=True):
+        study = (folder / cost_records.COSTS).is_file()
+        if study:
+            found = cost_records.latest(cost_records.read(folder))
+            costs += [{**record, "run": name} for record in found]
+        else:
+            frames.append(records.frame([folder]).assign(run=name))
+        if not len(found if study else frames[-1]):
             raise UsageError(f"{folder} holds no records; run the benchmark first")
-        frames.append(frame.assign(run=name))
-        runs.append(_run(Path(folder), name))
-    table = pd.concat(frames, ignore_index=True)
+        runs.append(_run(folder, name, cost_records.SETTINGS if study else RUN_SETTINGS))
+    table = pd.concat(frames or [records.frame([])], ignore_index=True)
     shown = table[table["dataset"] != metrics.TUNING]
-    return Page(runs, metrics.prepare(shown), left_out=len(table) - len(shown))
+    return Page(runs, metrics.prepare(shown), len(table) - len(shown), costs)
 
 
 def render(page: Page) -> str:
@@ -60,17 +67,22 @@ def render(page: Page) -> str:
     environment = templates()
     style = files("reports.templates").joinpath("style.css").read_text(encoding="utf-8")
     table = page.records
+    models = dict.fromkeys([*table["model"], *(record["model"] for record in page.costs)])
+    versions = [*table["package_version"], *(record["package_version"] for record in page.costs)]
+    good = [*table["ok"], *(record["status"] == "ok" for record in page.costs)]
+    study = bool(page.costs) and table.empty
+    shown = sections.OF_STUDIES if study else sections.SECTIONS
     return environment.get_template("report.html.j2").render(
-        title=": ".join(filter(None, ("Decoding benchmark", ", ".join(table["model"].unique())))),
+        title=": ".join(filter(None, ("Decoding benchmark", ", ".join(models)))),
         runs=page.runs,
         style=Markup(style),
         smoke=sections.smoke(page),
         notes=sections.notes(page),
-        cards=sections.cards(page),
-        sections=[section(page) for section in sections.SECTIONS],
-        count=len(table),
-        good=int(table["ok"].sum()),
-        versions=list(table["package_version"].unique()),
+        cards=cost.cards(page) if study else sections.cards(page),
+        sections=[s for s in (make(page) for make in shown) if s.tables or s.empty],
+        count=len(good),
+        good=sum(good),
+        versions=list(dict.fromkeys(versions)),
     )
 
 
@@ -85,20 +97,25 @@ def templates() -> Environment:
     )
 
 
-def _run(folder: Path, name: str) -> Run:
-    settings_text = _text(folder / "run.yaml")
+def _run(folder: Path, name: str, settings_name: str) -> Run:
+    settings_text = _text(folder / settings_name)
     try:
         settings = yaml.safe_load(settings_text or "") or {}
         environment = json.loads(_text(folder / "environment.json") or "null")
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
-            f"run.yaml or environment.json in {folder} is damaged ({reason}); restore it"
+            f"{settings_name} or environment.json in {folder} is damaged ({reason}); restore it"
         ) from None
     if not isinstance(settings, Mapping) or not isinstance(environment, Mapping | None):
-        raise UsageError(f"run.yaml or environment.json in {folder} holds no mapping; restore it")
+        raise UsageError(
+            f"{settings_name} or environment.json in {folder} holds no mapping; restore it"
+        )
     state, audited = _audit(folder)
-    return Run(name, settings, settings_text or "", environment, state, audited)
+    found = tuned.read(folder / tuned.FILE)
+    return Run(
+        name, settings, settings_text or "", environment, state, audited, found, settings_name
+    )
 
 
 def _audit(folder: Path) -> tuple[str, list[dict[str, Any]]]:

@@ -18,9 +18,11 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from bench.records import PHASES
 
@@ -33,6 +35,7 @@ PHASE_COLOURS = {"verify": "#0072b2", "draft": "#e69f00", "accept": "#009e73", "
 LONGEST = 8  # accepted lengths from here on share one bar
 NAME_WIDTH, NAME_LINES = 34, 3  # characters and lines of a label
 WIDTH = 11.5  # inches
+TUNED_ACROSS = 5  # columns of the tuning figure
 
 STYLE: dict[str, Any] = {
     "svg.hashsalt": "chimera-bench",
@@ -83,6 +86,23 @@ class Panel(NamedTuple):
 
     title: str
     rows: pd.DataFrame
+
+
+class Curve(NamedTuple):
+    """Points of one line: y above each x; dashed where it is no measurement."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    look: Look
+    dashed: bool = False
+
+
+class Chart(NamedTuple):
+    """One set of axes with lines."""
+
+    title: str
+    curves: Sequence[Curve]
 
 
 # ---------------------------------------------------------------------------------- the figures
@@ -174,6 +194,106 @@ def categories(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
     return _panels("categories", alt, panels, draw, keys, rows="category")
 
 
+def curves(name: str, alt: str, charts: Sequence[Chart], x: str, y: str, share: bool) -> Markup:
+    """Lines over a logarithmic x, two charts abreast; y is a share of a whole or logarithmic too.
+
+    name: of the figure's ids; x, y: what the axes say. Lines of one name look the same everywhere.
+    """
+    keys = {c.name: Key(c.name, c.look.colour, c.look.marker) for ch in charts for c in ch.curves}
+    across = min(2, len(charts))
+    down = -(-len(charts) // across)
+    with matplotlib.style.context(["default", STYLE]):
+        height = 2.9 * down + _legend_height(list(keys.values()))
+        figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.1))
+        grid = figure.subplots(down, across, squeeze=False).ravel()
+        for axes, chart in zip(grid, charts, strict=False):
+            for curve in chart.curves:
+                axes.plot(
+                    curve.x,
+                    curve.y,
+                    color=curve.look.colour,
+                    marker=curve.look.marker,
+                    markersize=5,
+                    linewidth=1.4,
+                    linestyle=(0, (4, 2)) if curve.dashed else "solid",
+                    clip_on=False,
+                )
+            axes.set_xscale("log")
+            _log_ticks(axes.xaxis, sorted({at for curve in chart.curves for at in curve.x}))
+            if share:
+                _share_axis(axes)
+            else:
+                axes.set_yscale("log")
+                _log_ticks(axes.yaxis)
+            axes.set_title(_wrapped(chart.title, int(WIDTH / across / 0.085)), pad=8)
+            axes.set_xlabel(x)
+            axes.set_ylabel(y)
+            axes.grid(color=INK, alpha=0.12)
+        for axes in grid[len(charts) :]:
+            axes.set_axis_off()
+        _legend(figure, list(keys.values()), None)
+        return _svg(figure, name, f"{alt}. The tables below hold the numbers.")
+
+
+def tuning(panels: Sequence[Panel]) -> Markup:
+    """Speedup and, below it, accepted length against width: a column for each tuned method."""
+    across = min(TUNED_ACROSS, len(panels))
+    down = -(-len(panels) // across)
+    with matplotlib.style.context(["default", STYLE]):
+        figure = Figure(figsize=(WIDTH, 4.4 * down), layout=ConstrainedLayoutEngine(h_pad=0.1))
+        grid = figure.subplots(2 * down, across, squeeze=False, sharey="row")
+        for place, panel in enumerate(panels):
+            above, below = grid[2 * (place // across) :, place % across][:2]
+            _curve(above, panel.rows, "speedup")
+            _curve(below, panel.rows, "accepted")
+            above.set_title(_wrapped(panel.title, int(13 * WIDTH / across)), pad=8)
+            above.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
+            above.set_ylabel("speedup" if place % across == 0 else "")
+            below.set_ylabel("accepted length" if place % across == 0 else "")
+            below.set_xlabel("width of a verify forward")
+            if above.get_legend_handles_labels()[0]:
+                above.legend(fontsize=7, handlelength=1.2, loc="best")
+        for axes in grid.ravel():
+            if not axes.has_data():
+                axes.set_axis_off()
+        blank = grid[0, 0]
+        marks = [
+            blank.scatter([], [], 26, color=INK, marker="D"),
+            blank.scatter([], [], 110, facecolors="none", edgecolors=INK),
+        ]
+        names = ["measured again in the final", "chosen"]
+        figure.legend(marks, names, loc="outside upper left", ncols=2)
+        alt = "Speedup and accepted length of tuned methods against the width of a verify forward"
+        return _svg(figure, "tuning", f"{alt}. The table below holds the best settings.")
+
+
+def _curve(axes: Axes, rows: pd.DataFrame, figure: str) -> None:
+    """Settings of the search, joined where they differ in one parameter; those of the final with
+    their intervals; a ring around the chosen one."""
+    search, final = rows[rows["stage"] == "search"], rows[rows["stage"] == "final"]
+    lines = [(name, group.sort_values("width")) for name, group in search.groupby("line")]
+    lines.sort(key=lambda line: -len(line[1]))
+    for place, (name, group) in enumerate(lines):
+        colour = COLOURS[place % len(COLOURS)] if len(group) > 1 else GREY
+        shown = str(name) or f"{rows['along'].iloc[0]} varied"
+        axes.plot(
+            group["width"],
+            group[figure],
+            marker="o",
+            markersize=3,
+            linewidth=1.2,
+            color=colour,
+            label=shown if len(group) > 1 else None,
+        )
+    axes.scatter(final["width"], final[figure], 26, color=INK, marker="D")
+    if figure == "speedup":
+        spans = final.dropna(subset=["low", "high"])
+        axes.vlines(spans["width"], spans["low"], spans["high"], color=INK, linewidth=1.1)
+    won = rows[rows["chosen"]]
+    axes.scatter(won["width"], won[figure], 110, facecolors="none", edgecolors=INK)
+    axes.grid(color=INK, alpha=0.12)
+
+
 # ---------------------------------------------------------------------------------- drawing
 
 
@@ -243,6 +363,29 @@ def _stack(axes: Axes, place: int, widths: Sequence[float], colours: Sequence[st
         if width > 0:
             axes.barh(place, width, 0.62, left=left, color=colour)
         left += width
+
+
+def _log_ticks(axis: Axis, ticks: Sequence[float] = ()) -> None:
+    """Plain numbers on a logarithmic axis: at `ticks`, or at 1, 2 and 5 of every decade."""
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: _short(value))
+
+
+def _short(value: float) -> str:
+    """0.5, 64, 4,096, 6.7 G."""
+    for unit, size in (("G", 1e9), ("M", 1e6)):
+        if value >= size:
+            return (
+                f"{value / size:.2g} {unit}" if value < 99 * size else f"{value / size:.0f} {unit}"
+            )
+    return f"{value:,g}" if value >= 1000 else f"{value:g}"
+
+
+def _share_axis(axes: Axes) -> None:
+    axes.set_ylim(0, 1)
+    ticks = (0, 0.25, 0.5, 0.75, 1)
+    axes.set_yticks(ticks, [f"{100 * tick:.0f} %" for tick in ticks])
 
 
 def _percent_axis(axes: Axes, name: str, right: float = 1.0) -> None:

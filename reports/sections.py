@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from reports import figures, metrics, published
+from reports import cost, figures, metrics, published, tune
 from reports.tables import (
     INTERVAL,
     NONE,
@@ -282,7 +282,7 @@ def environment(page: Page) -> Section:
         ],
         empty="No environment.json was kept.",
         details=[
-            (f"Settings of {run.name} (run.yaml)", run.settings_text)
+            (f"Settings of {run.name} ({run.settings_name})", run.settings_text)
             for run in page.runs
             if run.settings_text
         ],
@@ -306,11 +306,14 @@ SECTIONS: tuple[Callable[[Page], Section], ...] = (
     accepted,
     shares,
     categories,
+    tune.section,
+    cost.section,
     matches,
     beside_published,
     failures,
     environment,
 )
+OF_STUDIES: tuple[Callable[[Page], Section], ...] = (cost.section, environment)  # without a run
 
 
 # ---------------------------------------------------------------------------------- the top

@@ -11,7 +11,9 @@ import pandas as pd
 from markupsafe import Markup
 from pandas.api.typing import DataFrameGroupBy
 
-from bench.records import REFERENCE
+from bench.cost_records import STEP
+from bench.records import REFERENCE, Record, label
+from bench.tuned import Tuned
 from reports import figures, metrics
 
 Row: TypeAlias = Mapping[Hashable, Any]
@@ -34,7 +36,9 @@ TITLES = {
     "checkpoint_sha256": "Checkpoint",
     "tree_sha256": "Tree",
     "engine": "Engine",
+    "context": "Context",
 }
+NUMBERS = ("temperature", "context")  # settings that sort as numbers
 ALWAYS = ("model", "dataset", "engine", "temperature")
 IF_SEVERAL = ("run", "dtype", "device", "top_k", "top_p", "max_new_tokens")
 HASHES = ("revision", "dataset_sha256", "checkpoint_sha256", "tree_sha256")
@@ -54,21 +58,26 @@ class Run:
     environment: Mapping[str, Any] | None
     audit: str
     audited: Sequence[Mapping[str, Any]]
+    tuned: Tuned | None = None
+    settings_name: str = "run.yaml"
 
 
 @dataclass(frozen=True)
 class Page:
     """The runs of a page and their records as `metrics.prepare` returns them; `left_out`: records
-    given of the question set that is in no report.
+    given of the question set that is in no report; `costs`: the newest record of each measurement
+    of cost studies, with the study's name as `run`.
     """
 
     runs: Sequence[Run]
     records: pd.DataFrame
     left_out: int = 0
+    costs: Sequence[Record] = ()
 
     @cached_property
     def style(self) -> dict[str, figures.Look]:
-        return figures.looks(sorted(self.records["label"].unique()), [REFERENCE])
+        steps = (label(r["method"], r["params"]) for r in self.costs if r["kind"] == STEP)
+        return figures.looks(sorted({*self.records["label"], *steps}), [REFERENCE])
 
     @cached_property
     def audited(self) -> pd.DataFrame:
@@ -147,6 +156,13 @@ class Card:
 
 def number(value: Any, pattern: str) -> str:
     return NONE if pd.isna(value) else pattern.format(value)
+
+
+def digits(value: Any) -> str:
+    """Three digits, or a whole number: 0.125, 4.20, 1,250."""
+    if pd.isna(value):
+        return NONE
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
 
 
 def percent(value: Any) -> str:
@@ -231,19 +247,34 @@ def tables(page: Page, caption: str, rows: pd.DataFrame, columns: Sequence[Colum
 
     Rows need the facts that every function of `metrics` gives them.
     """
+    names = [] if rows.empty else _settings(rows)
+    return plain(caption, rows, names, columns, lambda row: tags(page, row))
+
+
+def plain(
+    caption: str,
+    rows: pd.DataFrame,
+    names: Sequence[str],
+    columns: Sequence[Column],
+    marks: Callable[[Row], Sequence[Tag]] | None = None,
+) -> list[Table]:
+    """One table of the rows: the settings `names`, the method with its `marks` where rows are of
+    methods, the columns; none if empty.
+    """
     if rows.empty:
         return []
-    names = _settings(rows)
-    heads = [Head(TITLES[name], name == "temperature") for name in names]
-    heads += [Head("Method"), *(Head(column.title, column.numeric) for column in columns)]
+    heads = [Head(TITLES[name], name in NUMBERS) for name in names]
+    heads += [Head("Method")] * (marks is not None)
+    heads += [Head(column.title, column.numeric) for column in columns]
     lines: list[list[Cell]] = []
     for row in rows.to_dict("records"):
         line = [
-            Cell(setting(name, row[name]), row[name] if name == "temperature" else text(row[name]))
+            Cell(setting(name, row[name]), row[name] if name in NUMBERS else text(row[name]))
             for name in names
         ]
         line = _greyed(line, lines[-1] if lines else ())
-        line += [Cell(row["label"], row["label"], tags=tags(page, row), names_row=True)]
+        if marks is not None:
+            line.append(Cell(row["label"], row["label"], tags=marks(row), names_row=True))
         lines.append(line + [column.cell(row) for column in columns])
     return [Table(caption, heads, lines)]
 

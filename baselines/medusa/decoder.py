@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from baselines.medusa import published
 from baselines.medusa.model import Medusa as MedusaHeads
 from baselines.medusa.model import MedusaConfig
 from bench.decoding import static_trees
-from bench.decoding.checkpoint import CheckpointError
+from bench.decoding.checkpoint import RANDOM, CheckpointError, digest
 from bench.decoding.decoder import Block, Settings, TargetInfo, TreeDecoder
 from bench.decoding.draft_weights import load_state, read_draft, shipped
 from bench.decoding.sampling import Sampling
@@ -38,6 +39,10 @@ class MedusaSettings(Settings):
     def __post_init__(self) -> None:
         self.require("medusa", nodes=1)
 
+    @classmethod
+    def grid(cls) -> Mapping[str, Sequence[Any]]:
+        return {"nodes": (3, 5, 7, 10, 15, 26, 63)}
+
 
 class Medusa(TreeDecoder):
     """Parallel heads on h_t; every path of the tree takes its tokens from the heads' ranks."""
@@ -57,6 +62,19 @@ class Medusa(TreeDecoder):
             f"--checkpoint {cls.name}=trained/medusa-0.safetensors"
         )
 
+    @classmethod
+    def weights_sha256(cls, target: TargetInfo, settings: Settings) -> str | None:
+        path = cls._locate(target.name, settings.checkpoint)
+        return digest(published.files(path) if _is_published(path) else [path])
+
+    @classmethod
+    def _locate(cls, target: str, checkpoint: str | None) -> Path:
+        """A file of ours, shipped or given, or where a published checkpoint lies."""
+        path = published.locate(checkpoint) if checkpoint else shipped(WEIGHTS, "medusa", target)
+        if path is None:
+            raise CheckpointError(f"no heads for {target}")
+        return path
+
     def __init__(self, target: TargetModel, settings: MedusaSettings) -> None:
         super().__init__(target, settings)
         self.heads, card, vocabulary = self._load(target, settings.checkpoint)
@@ -73,20 +91,22 @@ class Medusa(TreeDecoder):
         self._depth = torch.tensor([len(p) - 1 for p in ordered], device=target.device)
         self._rank = torch.tensor([p[-1] for p in ordered], device=target.device)
         self._ranks = int(self._rank.max()) + 1
-        self._state = torch.empty(0)  # h_t, [d]
-        self._token = 0
+        self._state = torch.zeros(target.hidden_size, dtype=target.dtype, device=target.device)
+        self._root = target.tensor((0,))  # the newest token
+        self._draft, self._follow = target.capture(self._tree), target.capture(self._advance)
 
     def _load(
         self, target: TargetModel, checkpoint: str | None
     ) -> tuple[MedusaHeads, dict[str, object], Tensor]:
         """(heads, card, draft vocabulary int64 [V']) of the shipped weights, of a file of ours or
         of a published checkpoint."""
-        path = published.locate(checkpoint) if checkpoint else None
-        if path is None:
-            path = shipped(WEIGHTS, "medusa", target.name)
-        if path is None:
-            raise CheckpointError(f"no heads for {target.name}")
-        if path.is_dir() or path.name in (published.OWN, published.SHARED):
+        if checkpoint == RANDOM:
+            heads, self.checkpoint_sha256 = published.random(
+                target.hidden_size, target.vocab_size, target.device, target.dtype
+            )
+            return heads, {}, torch.arange(target.vocab_size)
+        path = self._locate(target.name, checkpoint)
+        if _is_published(path):
             heads, self.checkpoint_sha256 = published.load(
                 path, target.hidden_size, target.vocab_size
             )
@@ -100,18 +120,36 @@ class Medusa(TreeDecoder):
         load_state(heads, saved, path.name)
         return heads, saved.card, saved.vocabulary
 
+    def draft_bytes(self) -> int:
+        shared = 0 if self.heads.config.own_heads else self._head.nbytes
+        return super().draft_bytes() + shared
+
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:
-        self._state, self._token = step.hidden[-1], token
+        self._state.copy_(step.hidden[-1])
+        self._root.fill_(token)
 
     def draft(self) -> TokenTree:
-        best = self.heads.logits(self._state, self._head).topk(self._ranks, dim=-1).indices
-        drafted = self._vocabulary[best[self._depth, self._rank]]
-        root: Tensor = self.target.tensor((self._token,))
-        return TokenTree(torch.cat((root, drafted)), self.topology)
+        return self._draft()
 
-    def observe(self, tree: TokenTree, step: Step, block: Block, also: Sequence[int]) -> None:
-        last = block.path[-1] if block.path else 0
-        self._state, self._token = step.hidden[last], block.ids[-1]
+    def _tree(self) -> TokenTree:
+        logits = self.heads.logits(self._state, self._head)  # [K, V']
+        best = self.target.top(logits, self._ranks)[1]
+        drafted = self._vocabulary[best[self._depth, self._rank]]
+        return TokenTree(torch.cat((self._root, drafted)), self.topology)
+
+    def observe(
+        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
+    ) -> None:
+        self._follow(step, verdict)
+
+    def _advance(self, step: Step, verdict: Verdict) -> None:
+        last = verdict.path.gather(0, verdict.length.view(1))
+        self._state.copy_(step.hidden[last][0])
+        self._root.copy_(verdict.bonus.view(1))
+
+
+def _is_published(path: Path) -> bool:
+    return path.is_dir() or path.name in (published.OWN, published.SHARED)
 
 
 class MedusaTypical(Medusa):

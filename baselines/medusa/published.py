@@ -23,10 +23,12 @@ import torch
 from baselines.medusa.model import Medusa, MedusaConfig
 from bench.decoding import checkpoint
 from bench.decoding.checkpoint import CheckpointError
+from bench.decoding.draft_weights import randomise
 
 OWN = "medusa_lm_head.pt"
 SHARED = "medusa_lm_head.safetensors"
 MODELS = ("model.safetensors", "pytorch_model.bin")  # or in shards, with `.index.json`
+DEPTH = 5  # heads in the files of the first layout
 PREFIX = "medusa_head."  # of the heads' names in a whole model
 KNOWN = (
     f"known layouts: {OWN} ({{i}}.0.linear.weight, {{i}}.0.linear.bias, {{i}}.1.weight), a whole "
@@ -59,6 +61,11 @@ def locate(text: str) -> Path:
     return location
 
 
+def files(location: Path) -> list[Path]:
+    """Those with heads. CheckpointError where there are none."""
+    return _layout(location).files
+
+
 def load(location: Path, hidden_size: int, vocab_size: int) -> tuple[Medusa, str]:
     """The heads for a target of that shape, in the files' own precision, and the files' sha256.
 
@@ -70,11 +77,11 @@ def load(location: Path, hidden_size: int, vocab_size: int) -> tuple[Medusa, str
     Raises CheckpointError, one line that tells what was found and what is known.
     """
     try:
-        files, prefix, own_heads = _layout(location)
-        where = checkpoint.some(file.name for file in files)
+        found, prefix, own_heads = _layout(location)
+        where = checkpoint.some(file.name for file in found)
         tensors = {
             name.removeprefix(prefix): tensor
-            for file in files
+            for file in found
             for name, tensor in checkpoint.read(file, prefix).items()
         }
         depth = checkpoint.numbers(where, tensors, r"([0-9]{1,4})\..*")
@@ -94,7 +101,17 @@ def load(location: Path, hidden_size: int, vocab_size: int) -> tuple[Medusa, str
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {KNOWN}") from error
     medusa.load_state_dict({name: tensors[_published(name)] for name in expected}, assign=True)
-    return medusa.requires_grad_(False).eval(), checkpoint.digest(files)
+    return medusa.requires_grad_(False).eval(), checkpoint.digest(found)
+
+
+def random(
+    hidden_size: int, vocab_size: int, device: torch.device, dtype: torch.dtype
+) -> tuple[Medusa, str]:
+    """Heads of the first layout with random weights, for their cost, and a sha256 that stands for
+    them."""
+    with torch.device("meta"):
+        medusa = Medusa(MedusaConfig(hidden_size, DEPTH, own_heads=vocab_size))
+    return medusa, randomise(medusa, device, dtype)
 
 
 def _published(name: str) -> str:

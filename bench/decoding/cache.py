@@ -27,6 +27,8 @@ class TreeCache(Cache):
     Attributes:
         length: committed rows; a forward writes behind them.
         live: rows that the next forward's attention reads, set by `begin`.
+        write_to: int64 [w], the rows that the next forward writes, for engines that count on the
+            device; attention then gets every row. None: behind the committed ones.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class TreeCache(Cache):
         super().__init__(layers=[_TreeCacheLayer(self) for _ in range(layers)])
         self.length = 0
         self.live = 0
+        self.write_to: Tensor | None = None
         self._allocate(0)
 
     @property
@@ -97,6 +100,10 @@ class _TreeCacheLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Write [1, kv_heads, w, head_dim] behind the committed rows; return the live rows."""
         cache, keys, values = self._cache, self.keys, self.values
+        if cache.write_to is not None:
+            keys.index_copy_(2, cache.write_to, key_states)
+            values.index_copy_(2, cache.write_to, value_states)
+            return keys, values
         start, width = cache.length, key_states.shape[-2]
         keys.narrow(2, start, width).copy_(key_states)
         values.narrow(2, start, width).copy_(value_states)

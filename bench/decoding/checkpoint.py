@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+RANDOM = "random"  # instead of a checkpoint: a draft of the published shape, for its cost alone
 SHOWN = 4  # names that a message lists
 
 

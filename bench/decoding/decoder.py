@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -57,6 +57,12 @@ class Settings:
         """The fields that `name(key=value)` sets, in order."""
         return tuple(f for f in fields(cls) if not f.kw_only)
 
+    @classmethod
+    def grid(cls) -> Mapping[str, Sequence[Any]]:
+        """Values worth trying of each parameter, in ascending order, for `bench.tune`. It searches
+        them in this order, so the draft's size comes first; none for a method that is not tuned."""
+        return {}
+
     def require(self, method: str, **least: int) -> None:
         """ValueError, one line, where a parameter lies below its least value."""
         for name, bound in least.items():
@@ -95,10 +101,23 @@ class Decoder(ABC):
         """Why the method cannot run on `target` with `settings`, in one line, or None."""
         return None
 
+    @classmethod
+    def weights_sha256(cls, target: TargetInfo, settings: Settings) -> str | None:  # noqa: ARG003
+        """What `checkpoint_sha256` will be, without loading the weights; None where there are none.
+
+        ValueError where they cannot be found.
+        """
+        return None
+
     def __init__(self, target: TargetModel, settings: Settings) -> None:
         """Load everything that decoding needs. ValueError for settings that make no sense."""
         self.target = target
         self.settings = settings
+
+    def draft_bytes(self) -> int:
+        """Bytes of weights that drafting one step reads: the draft's parameters once, where a
+        method does not know better."""
+        return self.draft_parameters * self.target.dtype.itemsize
 
     @abstractmethod
     def decode(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Block]:
@@ -108,12 +127,20 @@ class Decoder(ABC):
         """
 
 
+GREEDY = Sampling()
+
+
 class TreeDecoder(Decoder):
     """Draft a tree, verify it in one forward, accept, repeat.
 
     A subclass drafts. Its state of the running sequence is set by `begin`, read by `draft` and
-    brought up to date by `observe`; work in all three counts as drafting.
+    brought up to date by `observe`; work in all three counts as drafting. What of it runs on the
+    device alone goes through `target.capture`.
     """
+
+    def __init__(self, target: TargetModel, settings: Settings) -> None:
+        super().__init__(target, settings)
+        self._accept_greedy = target.capture(self._settle_greedy)
 
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:
         """A sequence starts.
@@ -137,8 +164,10 @@ class TreeDecoder(Decoder):
         """int64 [m]: numbers of this step that `observe` wants on the host."""
         return None
 
-    def observe(self, tree: TokenTree, step: Step, block: Block, also: Sequence[int]) -> None:
-        """The step's outcome, before the next draft."""
+    def observe(
+        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
+    ) -> None:
+        """The step's outcome, on the device (`verdict`) and on the host, before the next draft."""
 
     def decode(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Block]:
         target, clock = self.target, self.target.clock
@@ -149,13 +178,21 @@ class TreeDecoder(Decoder):
         yield Block((token,))
         while True:
             with clock.phase("draft"):
-                tree = self.draft()
+                drafted = self.draft()
+                tree = target.place(drafted)
             with clock.phase("verify"):
                 step = target.forward(tree)
             with clock.phase("accept"):
-                verdict = self.accept(tree, step, sampling)
+                if sampling.greedy:
+                    verdict = self._accept_greedy(tree, step)
+                else:
+                    decided = self.accept(drafted, step.first(drafted.width), sampling)
+                    verdict = target.settle(tree, decided)
                 path, ids, also = target.commit(tree, verdict, self.also(step))
-            block = Block(tuple(ids), drafted=tree.width - 1, path=tuple(path[1:]))
+            block = Block(tuple(ids), drafted=drafted.width - 1, path=tuple(path[1:]))
             yield block
             with clock.phase("draft"):
-                self.observe(tree, step, block, also)
+                self.observe(tree, step, verdict, block, also)
+
+    def _settle_greedy(self, tree: TokenTree, step: Step) -> Verdict:
+        return self.target.settle(tree, self.accept(tree, step, GREEDY))

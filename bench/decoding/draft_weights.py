@@ -102,6 +102,23 @@ def read_draft(path: Path) -> SavedDraft:
     return SavedDraft(card["config"], card, state, vocabulary, sha256)
 
 
+@torch.no_grad()
+def randomise(draft: nn.Module, device: torch.device, dtype: torch.dtype, seed: int = 0) -> str:
+    """Give a draft on the meta device normal(0, 0.02) matrices, made on `device` in `dtype`; what
+    scales is 1, what is added 0. Returns a sha256 that stands for the weights: they follow from it.
+    """
+    draft.to(dtype).to_empty(device=device).requires_grad_(False).eval()
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, tensor in draft.state_dict().items():
+        if tensor.dim() > 1:
+            tensor.normal_(0.0, 0.02, generator=generator)
+        else:
+            tensor.fill_(0.0 if name.endswith(("bias", "mean")) else 1.0)
+    config: Any = draft.config
+    facts = {"draft": type(draft).__name__, "config": config.to_dict(), "seed": seed}
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def shipped(package: str, method: str, target: str) -> Path | None:
     """The weights of `method` for `target` that come with `package` (its `weights` folder)."""
     name = f"{method}-{target.replace(':', '-')}.safetensors"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bench.decoding.cache import TreeCache
 from bench.decoding.phases import PhaseClock
@@ -15,6 +16,8 @@ from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict
 
 PREFILL_CHUNK = 512  # tokens a prefill forward
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,11 @@ class Step:
     hidden: Tensor
     taps: dict[int, Tensor] = field(default_factory=dict)
 
+    def first(self, n: int) -> Step:
+        """The first n nodes' rows."""
+        taps = {k: state[:n] for k, state in self.taps.items()}
+        return Step(self.logits[:n], self.hidden[:n], taps)
+
 
 class Committed(NamedTuple):
     """A verdict on the host: `path` from the root down, `ids` emitted, `also` as asked."""
@@ -45,10 +53,17 @@ class TargetModel:
 
     Works with any transformers causal LM whose layers all attend to the full context.
 
+    A step of a decode loop is `place` the drafted tree, `forward`, `settle` a verdict, `commit`.
+    Decoders hand functions of tensors alone to `capture` and `fuse`: other engines record them
+    once and replay them, here they stay what they are.
+
     Attributes:
         clock: marks the phases of a decode loop.
         cache: `cache.length` rows are committed: prompt and emitted tokens but the newest.
+        length: int64 [1], the same number on the device.
     """
+
+    engine: ClassVar[str] = "eager"
 
     def __init__(self, model: Any, name: str = "") -> None:
         """Wrap `model`, which the registry knows as `name`.
@@ -77,6 +92,7 @@ class TargetModel:
             dtype=self.dtype,
             device=self.device,
         )
+        self.length = torch.zeros(1, dtype=torch.long, device=self.device)
         self._hidden = torch.empty(0)
         self._taps: dict[int, Tensor] = {}
         model.base_model.register_forward_hook(self._keep_hidden)
@@ -110,6 +126,20 @@ class TargetModel:
         """int64 [n] on the target's device."""
         return torch.tensor(ids, device=self.device)
 
+    def capture(self, function: Function) -> Function:
+        """`function` as this engine runs it. It works on the device alone: no host reads, the same
+        shapes at every call, state in tensors that stay where they are. Arguments are objects that
+        the engine hands out again and again: placed trees, steps, settled verdicts."""
+        return function
+
+    def fuse(self, function: Function) -> Function:
+        """`function` of tensors, compiled where the engine compiles."""
+        return function
+
+    def place(self, tree: TokenTree) -> TokenTree:
+        """The tree in the form that this engine's `forward` takes."""
+        return tree
+
     def prefill(self, prompt_ids: Sequence[int]) -> Step:
         """Forget the sequence before, run the prompt and commit it. Hidden states of all of it."""
         self.cache.length = 0
@@ -127,6 +157,7 @@ class TargetModel:
                 taps[k].append(state)
         if step is None:
             raise ValueError("a prompt needs at least one token")
+        self.length.fill_(self.cache.length)
         if len(hidden) == 1:
             return step
         return Step(step.logits, torch.cat(hidden), {k: torch.cat(v) for k, v in taps.items()})
@@ -146,12 +177,16 @@ class TargetModel:
             mask = mask.to(self.dtype)[None, None]
         return self._forward(tree.tokens, positions, mask, logits_to_keep=0)
 
+    def settle(self, tree: TokenTree, verdict: Verdict) -> Verdict:
+        """The device's part of a commit, to be called once before it; a function of tensors."""
+        return verdict
+
     def commit(self, tree: TokenTree, verdict: Verdict, also: Tensor | None = None) -> Committed:
         """Keep the root's and the accepted rows; the step's one host read.
 
         Args:
             tree: the tree of the last forward.
-            verdict: what to keep.
+            verdict: what to keep, settled.
             also: int64 [m], more numbers that the decoder wants on the host.
         """
         parts = [verdict.length[None], verdict.bonus[None], verdict.path, tree.tokens]
@@ -164,11 +199,42 @@ class TargetModel:
             self.cache.advance(length + 1)
         else:
             self.cache.keep(verdict.path[: length + 1])
+        self.length.fill_(self.cache.length)
         return Committed(path, [*(tokens[i] for i in path[1:]), bonus], rest[2 * w :])
 
     def commit_root(self) -> None:
         """Keep the root's row alone, as plain autoregressive decoding does; no host read."""
         self.cache.advance(1)
+        self.length.add_(1)
+
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, visible: Tensor, context: bool = True
+    ) -> Tensor:
+        """Attention of a draft's nodes over its own cache.
+
+        Args:
+            q: [n, H, D].
+            keys, values: [H, rows, D]; the committed positions' rows and m drafted ones behind.
+            visible: bool [n, m].
+            context: False hides the committed rows.
+
+        Returns:
+            [n, H, D].
+        """
+        length = self.cache.length
+        live = length + visible.shape[1]
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            keys[None, :, :live],
+            values[None, :, :live],
+            attn_mask=F.pad(visible, (length, 0), value=context),
+        )
+        return out[0].transpose(0, 1)
+
+    def top(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """(values, indices), each [n, count]: the largest of each row of [n, V], best first."""
+        best = logits.topk(count, dim=-1)
+        return best.values, best.indices
 
     def _forward(
         self, ids: Tensor, positions: Tensor, mask: Tensor | None, logits_to_keep: int
@@ -181,8 +247,11 @@ class TargetModel:
             use_cache=True,
             logits_to_keep=logits_to_keep,
         )
-        taps = {k: state[0] for k, state in self._taps.items()}
-        return Step(output.logits[0], self._hidden, taps)
+        return Step(output.logits[0], self._hidden, self._states())
+
+    def _states(self) -> dict[int, Tensor]:
+        """The tapped residual streams of the last forward, each [n, d]."""
+        return {k: state[0] for k, state in self._taps.items()}
 
     def _keep_hidden(self, _module: object, _args: object, output: Any) -> None:
         self._hidden = output.last_hidden_state[0]

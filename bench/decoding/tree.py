@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +23,12 @@ class Topology:
         parents: int64 [w], `parents[0] == -1` and `parents[i] < i` otherwise.
         acceptable: bool [w] or None for all: nodes that an acceptance rule may take. Lookahead's
             window rides in the tree but is never emitted.
+        lasting: whether the same object serves many steps, so that an engine may keep a copy.
     """
 
     parents: Tensor
     acceptable: Tensor | None = None
+    lasting: bool = True
 
     @classmethod
     def of(
@@ -33,14 +36,42 @@ class Topology:
         parents: Sequence[int],
         device: torch.device | str = "cpu",
         acceptable: Sequence[bool] | None = None,
+        lasting: bool = True,
     ) -> Topology:
-        """From a list of parent indices; ValueError where it is not a tree in topological order."""
+        """From a list of parent indices; ValueError where it is not a tree in topological order.
+
+        Masks and depths are worked out on the host: two uploads instead of many small launches.
+        """
         if not parents or parents[0] != -1:
             raise ValueError("a token tree starts with its root: parents[0] must be -1")
         if any(not 0 <= parent < node for node, parent in enumerate(parents) if node):
             raise ValueError("each node's parent must come before it")
+        w, depths, reach = len(parents), [0], [1]  # bit j of reach[i]: j is i or above it
+        for node, parent in enumerate(parents[1:], start=1):
+            depths.append(depths[parent] + 1)
+            reach.append(reach[parent] | 1 << node)
+        size = -(-w // 8)
+        rows = np.frombuffer(b"".join(r.to_bytes(size, "little") for r in reach), np.uint8)
+        bits = np.unpackbits(rows.reshape(w, size), axis=1, count=w, bitorder="little")
+        numbers = torch.tensor([parents, depths]).to(device)
         flags = None if acceptable is None else torch.tensor(acceptable, device=device)
-        return cls(torch.tensor(parents, device=device), flags)
+        topology = cls(numbers[0], flags, lasting)
+        # As cached_property would leave them.
+        topology.__dict__["depths"] = numbers[1]
+        topology.__dict__["ancestors"] = torch.from_numpy(bits.view(np.bool_)).to(device)
+        return topology
+
+    @classmethod
+    def grown(cls, parents: Tensor, height: int) -> Topology:
+        """A tree made anew on the device, int64 [w], at most `height` levels below the root."""
+        above = parents.clamp(min=0)
+        reach = own = torch.eye(parents.shape[0], dtype=torch.bool, device=parents.device)
+        for _ in range(height):
+            reach = own | reach[above]
+        topology = cls(parents, lasting=False)
+        topology.__dict__["ancestors"] = reach
+        topology.__dict__["depths"] = reach.sum(dim=1) - 1
+        return topology
 
     @classmethod
     def from_rank_paths(

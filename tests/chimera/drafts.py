@@ -123,6 +123,8 @@ def checkpoint(method: str, target: TargetModel) -> str:
     own = target.model.state_dict()
     for name, model in MODELS.items():
         state = model().state_dict()
-        if all(torch.equal(state[key], tensor) for key, tensor in own.items() if key in state):
+        if all(
+            torch.equal(state[key], tensor.cpu()) for key, tensor in own.items() if key in state
+        ):
             return str(weights(name, method))
     raise AssertionError("no drafts for this target")

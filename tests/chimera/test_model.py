@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from baselines.medusa.model import Medusa, MedusaConfig
+from bench.decoding.target import TargetModel
 from chimera.drafter import Drafter
 from chimera.losses import distillation_loss, next_token_loss
 from chimera.model import Chimera, ChimeraConfig, Standardise
@@ -77,16 +79,48 @@ def unroll(model: Chimera, text: Text, anchors: list[int]) -> tuple[Tensor, Tens
     return o[0], z[0]
 
 
+class Bound:
+    """A drafter on a target that has the made-up embeddings and head."""
+
+    def __init__(self, model: Chimera, text: Text) -> None:
+        config = LlamaConfig(
+            vocab_size=VOCAB,
+            hidden_size=D,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            tie_word_embeddings=False,
+        )
+        shell = LlamaForCausalLM(config).requires_grad_(False)
+        shell.set_input_embeddings(text.embeddings)
+        shell.lm_head.weight.copy_(text.head)
+        self._target, self._text = TargetModel(shell), text
+        self._target.reserve(LENGTH + 4 * DEPTH)
+        self.drafter = Drafter(model, self._target, torch.arange(VOCAB), spare=DEPTH)
+
+    def commit(self, end: int, padding: int = 0) -> None:
+        """The states up to `end`; later blocks with `padding` rows of nonsense behind them."""
+        start = self._target.cache.length
+        self._target.cache.length = end
+        self._target.length.fill_(end)
+        states = [rows[start:end] for rows in (self._text.hidden, *self._text.taps)]
+        if not start:
+            self.drafter.start(states[0], states[1:])
+            return
+        padded = [torch.cat((rows, torch.full((padding, D), 9.0))) for rows in states]
+        self.drafter.remember(padded[0], padded[1:], torch.tensor([end - start]))
+
+
 @each_config
 @pytest.mark.parametrize("anchor", [1, 5, LENGTH - DEPTH - 1])
 def test_drafting_step_by_step_is_what_was_trained(config: ChimeraConfig, anchor: int) -> None:
     text, model = made_up(config), random_chimera(config)
     _, z = unroll(model, text, [anchor])
-    drafter = Drafter(model, text.embeddings, text.head, torch.arange(VOCAB))
-    drafter.start(LENGTH + DEPTH)
-    for rows in (slice(0, 2), slice(2, anchor + 1)):  # the prompt, then accepted blocks
-        if len(text.hidden[rows]):
-            drafter.remember(text.hidden[rows], [tap[rows] for tap in text.taps])
+    bound = Bound(model, text)
+    drafter = bound.drafter
+    bound.commit(2)  # the prompt
+    if anchor > 1:  # an accepted block
+        bound.commit(anchor + 1, padding=3)
     for level in range(1, DEPTH + 1):
         at = anchor + level
         visible = torch.ones(1, level, dtype=torch.bool)
@@ -99,9 +133,9 @@ def test_drafting_step_by_step_is_what_was_trained(config: ChimeraConfig, anchor
 def test_nodes_beside_the_path_and_trees_before_change_nothing(config: ChimeraConfig) -> None:
     text, model, anchor = made_up(config), random_chimera(config), 6
     _, z = unroll(model, text, [anchor])
-    drafter = Drafter(model, text.embeddings, text.head, torch.arange(VOCAB))
-    drafter.start(LENGTH + 4 * DEPTH)
-    drafter.remember(text.hidden[: anchor + 1], [tap[: anchor + 1] for tap in text.taps])
+    bound = Bound(model, text)
+    drafter = bound.drafter
+    bound.commit(anchor + 1)
     wrong = torch.tensor([1, 2, 3])
     drafter.expand(wrong[None], 1, torch.ones(1, 1, dtype=torch.bool))
     drafter.rewind()

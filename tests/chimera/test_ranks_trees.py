@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bench.decoding import static_trees
 from bench.decoding.ranks import RANK_LIMIT, RankPath, accepted_length, grow, ranks_of, top_accuracy
+from bench.decoding.target import TargetModel
 from chimera.drafter import ConfidentGrower, Drafter
 
 VOCAB = 5
@@ -117,6 +118,16 @@ def test_a_file_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
         static_trees.read(tmp_path / "missing.json")
 
 
+class Plain:
+    """Stands in for a target whose engine compiles nothing."""
+
+    def fuse(self, function: object) -> object:
+        return function
+
+
+PLAIN = cast(TargetModel, Plain())
+
+
 class Bigram:
     """Stands in for a drafter: what follows depends on the last two tokens and the depth."""
 
@@ -127,10 +138,14 @@ class Bigram:
     def rewind(self) -> None:
         """It keeps no rows."""
 
-    def expand(self, trigrams: Tensor, level: int, visible: Tensor) -> Tensor:
+    def expand(self, trigrams: Tensor, level: int, visible: Tensor, last: bool) -> Tensor:
         assert visible.shape[0] == len(trigrams)
         assert visible.sum(dim=1).tolist() == [level] * len(trigrams), "its ancestors and itself"
         return self.logits[level - 1, trigrams[:, 1], trigrams[:, 2]]
+
+    def best(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        found = logits.topk(count, dim=-1)
+        return found.values, found.indices
 
     def token(self, index: Tensor) -> Tensor:
         return index
@@ -150,7 +165,7 @@ def test_the_likeliest_paths_make_the_tree(seed: int, nodes: int) -> None:
     """With a beam as wide as a level every path is a candidate."""
     depth, recent = 2, [3, 1, 2]
     drafter = Bigram(seed, depth)
-    grower = ConfidentGrower(nodes, depth, beam=VOCAB)
+    grower = ConfidentGrower(nodes, depth, VOCAB, PLAIN)
     tree = grower.grow(cast(Drafter, drafter), torch.tensor(recent))
     tokens, parents = tree.tokens.tolist(), tree.topology.parents.tolist()
     assert tokens[0] == 2
@@ -168,8 +183,8 @@ def test_the_likeliest_paths_make_the_tree(seed: int, nodes: int) -> None:
 def test_a_narrow_beam_goes_deep_and_leaves_fewer_nodes() -> None:
     drafter = Bigram(0, depth=4)
     recent = torch.tensor([0, 1, 2])
-    tree = ConfidentGrower(30, 4, beam=1).grow(cast(Drafter, drafter), recent)
+    tree = ConfidentGrower(30, 4, 1, PLAIN).grow(cast(Drafter, drafter), recent)
     assert tree.topology.parents.tolist() == [-1, 0, 1, 2, 3]
-    tree = ConfidentGrower(12, 4, beam=2).grow(cast(Drafter, drafter), recent)
+    tree = ConfidentGrower(12, 4, 2, PLAIN).grow(cast(Drafter, drafter), recent)
     assert tree.width == 13
     assert int(tree.topology.depths.max()) == 4

@@ -89,7 +89,9 @@ class NoisyOracle(TreeDecoder):
         parents = [-1] + [order.index(path[:-1]) for path in order[1:]]
         return Topology.of(parents, self.target.device)
 
-    def observe(self, tree: TokenTree, step: Step, block: Block, also: Sequence[int]) -> None:
+    def observe(
+        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
+    ) -> None:
         self._ids.extend(block.ids)
 
 
@@ -115,8 +117,10 @@ class CachedOracle(NoisyOracle):
         self._write(step)
         self.memory.advance(len(prompt_ids))
 
-    def observe(self, tree: TokenTree, step: Step, block: Block, also: Sequence[int]) -> None:
-        super().observe(tree, step, block, also)
+    def observe(
+        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
+    ) -> None:
+        super().observe(tree, step, verdict, block, also)
         self._write(step)
         self.memory.keep(self.target.tensor([0, *block.path]))
 
@@ -157,7 +161,9 @@ class SamplingDrafter(TreeDecoder):
     def accept(self, tree: TokenTree, step: Step, sampling: Sampling) -> Verdict:
         return accept(tree, step.logits, sampling, draft_probs=self._q[tree.tokens])
 
-    def observe(self, tree: TokenTree, step: Step, block: Block, also: Sequence[int]) -> None:
+    def observe(
+        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
+    ) -> None:
         self._newest = block.ids[-1]
 
 

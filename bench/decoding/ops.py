@@ -1,0 +1,163 @@
+"""What engines with static shapes compute, in plain torch; on a GPU by Triton kernels of the same
+names.
+
+The cache's length is read on the device, so that one captured graph serves every length, and only
+live rows are read. Shapes: w tree nodes, H query heads, G key heads, D a head's size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def vector(
+    x: Tensor,
+    weight: Tensor,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    residual: Tensor | None = None,
+    gated: bool = False,
+) -> Tensor:
+    """One row x [1, K] by weight [N, K] -> [1, N], with what stands before and behind it.
+
+    Args:
+        norm: weight [K] of an RMS norm of x before, with `eps`.
+        residual: [1, N], added.
+        gated: weight [2N, K] holds a gate and what it gates: SiLU(first N) * (second N).
+    """
+    if _on_gpu(x):
+        from bench.decoding import kernels
+
+        return kernels.vector(x, weight, norm, eps, residual, gated)
+    if norm is not None:
+        _, x = add_norm(x, None, norm, eps)
+    out = F.linear(x, weight)
+    if gated:
+        out = gate(out)
+    return out if residual is None else out + residual
+
+
+def add_norm(x: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(x + change, its RMS norm with `weight` [K]), each [w, K]; x itself without `change`."""
+    if _on_gpu(x):
+        from bench.decoding import kernels
+
+        return kernels.add_norm(x, change, weight, eps)
+    total = x if change is None else x + change
+    return total, F.rms_norm(total, total.shape[-1:], weight, eps)
+
+
+def gate(both: Tensor) -> Tensor:
+    """[w, 2N] -> [w, N]: SiLU(first N) * (second N)."""
+    if _on_gpu(both):
+        from bench.decoding import kernels
+
+        return kernels.gate(both)
+    first, second = both.chunk(2, dim=-1)
+    return F.silu(first) * second
+
+
+def attend(
+    q: Tensor, keys: Tensor, values: Tensor, length: Tensor, visible: Tensor, context: bool = True
+) -> Tensor:
+    """Attention of tree nodes to the committed rows and to the tree's own rows behind them.
+
+    Args:
+        q: [w, H, D], rotated.
+        keys, values: [G, rows, D]; rows `length` .. `length + m - 1` are the tree's.
+        length: int64 [1].
+        visible: bool [w, m].
+        context: False hides the committed rows.
+
+    Returns:
+        [w, H, D].
+    """
+    if _on_gpu(q) and _fits(q.shape[-1]):
+        from bench.decoding import kernels
+
+        return kernels.attend(q, keys, values, length, visible, context)
+    rows = torch.arange(keys.shape[1], device=q.device)
+    seen = torch.zeros(q.shape[0], keys.shape[1], dtype=torch.bool, device=q.device)
+    if context:
+        seen |= rows < length
+    own = length + torch.arange(visible.shape[1], device=q.device)
+    seen = seen.index_copy(1, own, visible)
+    return _sdpa(q, keys, values, seen)
+
+
+def attend_rotated(
+    qkv: Tensor,
+    heads: int,
+    keys: Tensor,
+    values: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    depths: Tensor,
+    length: Tensor,
+    visible: Tensor,
+) -> Tensor:
+    """Rotate the tree's queries and keys, write its keys and values to the cache, attend.
+
+    Args:
+        qkv: [w, (H + 2G) D], a projection's output.
+        heads: H.
+        keys, values: [G, rows, D], written at rows `length` .. `length + w - 1`.
+        cos, sin: [positions, D / 2].
+        depths: int64 [w]; a node's position is `length` plus its depth.
+        length: int64 [1].
+        visible: bool [w, w].
+
+    Returns:
+        [w, H D].
+    """
+    if _on_gpu(qkv) and _fits(keys.shape[-1]):
+        from bench.decoding import kernels
+
+        return kernels.attend_rotated(qkv, heads, keys, values, cos, sin, depths, length, visible)
+    w, size, kv_heads = qkv.shape[0], keys.shape[-1], keys.shape[0]
+    q, k, v = qkv.view(w, -1, size).split((heads, kv_heads, kv_heads), dim=1)
+    turn = tuple(table[length + depths][:, None] for table in (cos, sin))
+    q, k = (_rotate(x, *turn) for x in (q, k))
+    rows = length + torch.arange(w, device=qkv.device)
+    keys.index_copy_(1, rows, k.transpose(0, 1))
+    values.index_copy_(1, rows, v.transpose(0, 1))
+    return attend(q, keys, values, length, visible).flatten(1)
+
+
+def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """(values, indices), each [n, count]: the largest of each row of [n, V], best first."""
+    if _on_gpu(logits) and count <= 16:
+        from bench.decoding import kernels
+
+        return kernels.top(logits, count)
+    best = logits.float().topk(count, dim=-1)
+    return best.values, best.indices
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _fits(size: int) -> bool:
+    """Whether the kernels take heads of this size."""
+    return size in (32, 64, 128, 256)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [w, heads, D] by cos, sin [w, 1, D / 2], in float32 as the kernel does."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    """q [w, H, D] over keys, values [G, rows, D] under bool [w, rows] -> [w, H, D]."""
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None],
+        keys[None],
+        values[None],
+        attn_mask=seen[None, None],
+        enable_gqa=keys.shape[0] != q.shape[1],
+    )
+    return out[0].transpose(0, 1)

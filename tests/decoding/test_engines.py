@@ -1,0 +1,180 @@
+"""Engines `graph` and `compile` decode as `eager` does; here uncaptured, by the plain-torch forms
+of their kernels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import cast
+
+import pytest
+import torch
+
+from bench.decoding import engines
+from bench.decoding.fused import CompiledTarget, unsupported
+from bench.decoding.sampling import Sampling
+from bench.decoding.static import ROWS, WIDTHS, GraphTarget
+from bench.decoding.target import Function, TargetModel
+from bench.decoding.tree import TokenTree, Topology
+from bench.runner import Turn, run_turn
+from tests.decoding.cases import each_decoder, registered
+from tests.decoding.checks import TOLERANCE
+from tests.decoding.known import Known, Make, tiny_model
+
+TOKENS = 40
+STATIC = {"graph": GraphTarget, "compile": CompiledTarget}
+each_engine = pytest.mark.parametrize("engine", STATIC.values(), ids=STATIC.keys())
+
+
+def turns(
+    target: TargetModel, make: Make, prompts: Sequence[Sequence[int]], temperature: float
+) -> list[Turn]:
+    """One decoder, one prompt after the other."""
+    decoder = make(target)
+    return [
+        run_turn(
+            decoder,
+            prompt,
+            Sampling(temperature, top_k=5, generator=torch.Generator().manual_seed(seed)),
+            TOKENS,
+            eos_ids=(),
+        )
+        for seed, prompt in enumerate(prompts)
+    ]
+
+
+@each_engine
+@each_decoder
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_ids_and_accepted_lengths_equal_eager(
+    grouped_query: Known, make: Make, engine: type[GraphTarget], temperature: float
+) -> None:
+    prompts = [*grouped_query.prompts[:2], (3,), grouped_query.prompts[2]]
+    expected = turns(grouped_query.fresh(), make, prompts, temperature)
+    found = turns(engine(copy.deepcopy(grouped_query.model)), make, prompts, temperature)
+    for a, b in zip(expected, found, strict=True):
+        assert (a.output_ids, a.accept_lengths) == (b.output_ids, b.accept_lengths)
+        assert a.drafted == b.drafted
+
+
+class TracingTarget(TargetModel):
+    """Traces what a compiling engine compiles."""
+
+    fused = 0
+
+    def fuse(self, function: Function) -> Function:
+        traced = torch.compile(function, fullgraph=True, dynamic=False, backend="eager")
+
+        def call(*arguments: object) -> object:
+            self.fused += 1
+            return traced(*arguments)
+
+        return cast(Function, call)
+
+
+@pytest.mark.parametrize("method", ["chimera", "chimera_plus"])
+def test_what_drafts_fuse_can_be_compiled_whole(grouped_query: Known, method: str) -> None:
+    make, prompts = registered(f"{method}(nodes=6,depth=3)"), grouped_query.prompts[:1]
+    target = TracingTarget(copy.deepcopy(grouped_query.model))
+    found = turns(target, make, prompts, 0.0)
+    assert target.fused > 10
+    assert found[0].output_ids == grouped_query.expected(prompts[0], TOKENS)
+
+
+@each_engine
+def test_a_long_prompt_in_chunks(multi_head: Known, engine: type[GraphTarget]) -> None:
+    prompt = [i * i % multi_head.vocab for i in range(WIDTHS[-1] + 5)]
+    eager, static = multi_head.fresh(), engine(copy.deepcopy(multi_head.model))
+    for target in (eager, static):
+        target.tap(1)
+        target.reserve(len(prompt) + 8)
+    a, b = eager.prefill(prompt), static.prefill(prompt)
+    assert (static.cache.length, int(static.length)) == (len(prompt), len(prompt))
+    close = {"rtol": TOLERANCE, "atol": TOLERANCE}
+    torch.testing.assert_close(a.logits, b.logits, **close)
+    torch.testing.assert_close(a.hidden, b.hidden, **close)
+    torch.testing.assert_close(a.taps[1], b.taps[1], **close)
+    rows = (..., slice(len(prompt)), slice(None))
+    torch.testing.assert_close(eager.cache.rows[rows], static.cache.rows[rows], **close)
+
+
+@each_engine
+def test_the_same_tree_is_placed_as_the_same_object(engine: type[GraphTarget]) -> None:
+    """What is captured is told apart by identity."""
+    target = engine(tiny_model(20))
+    target.prefill([1, 2, 3])
+    lasting = Topology.of([-1, 0, 0, 1])
+    first, second = (target.place(TokenTree(torch.arange(4) + k, lasting)) for k in range(2))
+    assert first is second
+    assert first.tokens.tolist()[:4] == [1, 2, 3, 4]
+    assert target.forward(first) is not None
+    moving = [
+        target.place(TokenTree(torch.arange(n), Topology.of(range(-1, n - 1), lasting=False)))
+        for n in (9, 5)
+    ]
+    assert moving[0] is moving[1] is not first
+
+
+@each_engine
+def test_growing_the_cache_keeps_answers_right(
+    grouped_query: Known, engine: type[GraphTarget]
+) -> None:
+    target = engine(copy.deepcopy(grouped_query.model))
+    target.reserve(ROWS + 100)
+    prompt = grouped_query.prompts[0]
+    eager = grouped_query.fresh()
+    eager.reserve(len(prompt))
+    expected = eager.prefill(prompt).logits
+    torch.testing.assert_close(target.prefill(prompt).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+@each_engine
+def test_a_tree_that_is_too_wide_is_refused(engine: type[GraphTarget]) -> None:
+    target = engine(tiny_model(20))
+    wide = TokenTree(torch.zeros(300, dtype=torch.long), Topology.of([-1] + [0] * 299))
+    with pytest.raises(ValueError, match="takes trees of 256 nodes, not 300"):
+        target.place(wide)
+
+
+def test_joined_projections_share_memory_with_the_modules() -> None:
+    model = tiny_model(20)
+    plain = copy.deepcopy(model)
+    for _ in range(2):  # a second target of the model finds them joined
+        target = CompiledTarget(model)
+    storages = {
+        p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()
+    }
+    assert sum(storages.values()) == sum(p.nbytes for p in plain.parameters())
+    eager, again = TargetModel(plain), TargetModel(model)
+    for each in (eager, again):
+        each.reserve(8)
+    expected = eager.prefill([1, 2, 3]).logits
+    torch.testing.assert_close(target.prefill([1, 2, 3]).logits, expected)
+    torch.testing.assert_close(again.prefill([1, 2, 3]).logits, expected)
+
+
+def test_what_has_no_fused_form_says_why() -> None:
+    assert unsupported(tiny_model(20)) is None
+    model = tiny_model(20)
+    model.config.hidden_act = "gelu"
+    assert "SiLU" in (unsupported(model) or "")
+
+
+@pytest.mark.parametrize("engine", ["graph", "compile"])
+def test_without_a_gpu_an_engine_falls_back(engine: str) -> None:
+    target, reason = engines.make(tiny_model(20), "tiny", engine)
+    assert target.engine == "eager"
+    assert reason == f"{engine} cannot run here: CUDA graphs need a GPU, not cpu"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("engine", ["graph", "compile"])
+@each_decoder
+def test_captured_ids_equal_eager(grouped_query: Known, make: Make, engine: str) -> None:
+    model = copy.deepcopy(grouped_query.model).cuda()
+    expected = turns(TargetModel(model), make, grouped_query.prompts, 0.0)
+    target, reason = engines.make(model, "", engine)
+    assert reason is None
+    for _ in range(3):  # warm-up, capture, replay
+        found = turns(target, make, grouped_query.prompts, 0.0)
+        assert [t.output_ids for t in found] == [t.output_ids for t in expected]

@@ -1,0 +1,166 @@
+"""The Triton kernels against their definitions in plain torch: on a GPU as they run, otherwise in
+Triton's interpreter, in a process of its own since it is chosen before the import."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+RUNS = torch.cuda.is_available() or INTERPRETED
+DEVICE = "cpu" if INTERPRETED else "cuda"
+DTYPES = [torch.float32] if INTERPRETED else [torch.float32, torch.bfloat16]
+
+runs = pytest.mark.skipif(not RUNS, reason="runs on a GPU or in the interpreter")
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+@pytest.mark.skipif(RUNS, reason="this is the other way to run them")
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_kernels_in_the_interpreter() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert done.stdout.count(".") > 20
+
+
+@pytest.fixture(autouse=True, scope="module")
+def scalars_for_numpy() -> Iterator[None]:
+    """The interpreter turns one-element arrays into loop bounds, which numpy 2.4 refuses."""
+    if not INTERPRETED:
+        yield
+        return
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: object, scope: object) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))  # type: ignore[attr-defined]
+
+    with mock.patch.object(interpreter, "_patch_lang_tensor", patched):
+        yield
+
+
+def normal(*shape: int, dtype: torch.dtype) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=generator).to(DEVICE, dtype)
+
+
+def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+    """Relative error; NaN never passes."""
+    error = (found.double() - expected.double()).norm() / expected.double().norm()
+    assert error < (1e-5 if dtype == torch.float32 else 1e-2), float(error)
+
+
+def plain(function: str, *arguments: object, **more: object) -> Any:
+    """The definition, in float32 at least."""
+    from bench.decoding import ops
+
+    with mock.patch.object(ops, "_on_gpu", return_value=False):
+        return getattr(ops, function)(*arguments, **more)
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(("n", "k"), [(41, 48), (7, 2100), (5, 4100)])
+def test_vector(n: int, k: int, normed: bool, gated: bool, dtype: torch.dtype) -> None:
+    from bench.decoding import kernels
+
+    x, weight = normal(1, k, dtype=dtype), normal(n * (1 + gated), k, dtype=dtype) * k**-0.5
+    norm = normal(k, dtype=dtype).abs() if normed else None
+    residual = None if gated else normal(1, n, dtype=dtype)
+    found = kernels.vector(x, weight, norm, 1e-5, residual, gated)
+    wide = [None if t is None else t.float() for t in (x, weight, norm, residual)]
+    close(found, plain("vector", wide[0], wide[1], wide[2], 1e-5, wide[3], gated), dtype)
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize("added", [False, True])
+def test_add_norm(added: bool, dtype: torch.dtype) -> None:
+    from bench.decoding import kernels
+
+    x, weight = normal(5, 72, dtype=dtype), normal(72, dtype=dtype)
+    change = normal(5, 72, dtype=dtype).flip(0) if added else None
+    found = kernels.add_norm(x, change, weight, 1e-5)
+    wide = None if change is None else change.float()
+    expected = plain("add_norm", x.float(), wide, weight.float(), 1e-5)
+    for a, b in zip(found, expected, strict=True):
+        close(a, b, dtype)
+
+
+@runs
+@each_dtype
+def test_gate(dtype: torch.dtype) -> None:
+    from bench.decoding import kernels
+
+    both = normal(3, 2 * 1100, dtype=dtype)
+    close(kernels.gate(both), plain("gate", both.float()), dtype)
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "size", "length", "w"),
+    [(9, 3, 64, 70, 1), (9, 3, 64, 130, 16), (4, 4, 32, 5, 7), (8, 2, 64, 200, 33)],
+)
+def test_attend_rotated(
+    heads: int, kv_heads: int, size: int, length: int, w: int, dtype: torch.dtype
+) -> None:
+    from bench.decoding import kernels
+
+    keys, values = (normal(kv_heads, 300, size, dtype=dtype) for _ in range(2))
+    qkv = normal(w, (heads + 2 * kv_heads) * size, dtype=dtype)
+    angle = torch.outer(torch.arange(400.0), 10000 ** (-torch.arange(size // 2) / (size // 2)))
+    cos, sin = angle.cos().to(DEVICE), angle.sin().to(DEVICE)
+    visible = (torch.rand(w, w) < 0.4).to(DEVICE) | torch.eye(w, dtype=torch.bool, device=DEVICE)
+    depths = torch.randint(0, 4, (w,), device=DEVICE)
+    at = torch.tensor([length], device=DEVICE)
+    places = (cos, sin, depths, at, visible.tril())
+    wide = [t.float() for t in (qkv, keys, values)]
+    expected = plain("attend_rotated", wide[0], heads, wide[1], wide[2], *places)
+    found = kernels.attend_rotated(qkv, heads, keys, values, *places)
+    close(found, expected, dtype)
+    close(keys, wide[1], dtype)  # written to the cache
+    close(values, wide[2], dtype)
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize("context", [True, False])
+@pytest.mark.parametrize(("w", "m"), [(1, 1), (5, 9), (40, 64)])
+def test_attend(w: int, m: int, context: bool, dtype: torch.dtype) -> None:
+    from bench.decoding import kernels
+
+    keys, values = (normal(9, 300, 64, dtype=dtype) for _ in range(2))
+    q, at = normal(w, 9, 64, dtype=dtype), torch.tensor([150], device=DEVICE)
+    visible = (torch.rand(w, m) < 0.4).to(DEVICE)
+    visible[:, 0] = True
+    expected = plain("attend", q.float(), keys.float(), values.float(), at, visible, context)
+    close(kernels.attend(q, keys, values, at, visible, context), expected, dtype)
+
+
+@runs
+@each_dtype
+def test_top_takes_the_lower_index_among_equals(dtype: torch.dtype) -> None:
+    from bench.decoding import kernels
+
+    logits = normal(5, 100, dtype=dtype)
+    logits[0, 7] = logits[0, 3] = 9.0
+    values, indices = kernels.top(logits, 4)
+    assert indices[0, :2].tolist() == [3, 7]
+    assert torch.equal(values, logits.float().topk(4).values)
+    assert torch.equal(logits.float().gather(1, indices), values)
