@@ -20,7 +20,6 @@ from bench.decoding.decoder import Block, Settings, TreeDecoder
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology
-from bench.decoding.verify import Verdict
 
 
 @dataclass(frozen=True)
@@ -132,9 +131,7 @@ class Lookahead(TreeDecoder):
     def also(self, step: Step) -> Tensor:
         return step.logits[self._deepest].argmax(dim=-1)
 
-    def observe(
-        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
-    ) -> None:
+    def observe(self, block: Block, also: Sequence[int]) -> None:
         new, levels = list(also), self._levels
         if len(levels) < self.n - 1:  # filling: every level loses a column, a level is added
             self._levels = [level[1:] for level in levels]

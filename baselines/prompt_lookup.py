@@ -14,7 +14,6 @@ from bench.decoding.decoder import Block, Settings, TreeDecoder
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology
-from bench.decoding.verify import Verdict
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,5 @@ class PromptLookup(TreeDecoder):
         tokens = [self._ids[-1], *self._propose()]
         return TokenTree(self.target.tensor(tokens), self._chain(len(tokens)))
 
-    def observe(
-        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
-    ) -> None:
+    def observe(self, block: Block, also: Sequence[int]) -> None:
         self._extend(block.ids)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.decoding import static_trees
 from bench.decoding.checkpoint import RANDOM, CheckpointError, digest
-from bench.decoding.decoder import Block, Settings, TargetInfo, TreeDecoder
+from bench.decoding.decoder import Settings, TargetInfo, TreeDecoder
 from bench.decoding.draft_weights import load_state, read_draft, shipped
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
@@ -65,6 +65,7 @@ class Chimera(TreeDecoder):
 
     name: ClassVar[str] = "chimera"
     lossless: ClassVar[bool] = True
+    on_device: ClassVar[bool] = True
     takes_checkpoint: ClassVar[bool] = True
     settings_type: ClassVar[type[Settings]] = ChimeraSettings
 
@@ -115,7 +116,7 @@ class Chimera(TreeDecoder):
             )
             self._grower = StaticGrower(paths, target.device)
         self._recent = torch.zeros(3, dtype=torch.long, device=target.device)  # newest last
-        self._draft, self._follow = target.capture(self._tree), target.capture(self._advance)
+        self._draft, self._follow = target.capture(self._tree), target.capture(self._observe)
 
     def _load(
         self, target: TargetModel, checkpoint: str | None
@@ -156,12 +157,10 @@ class Chimera(TreeDecoder):
     def _tree(self) -> TokenTree:
         return self._grower.grow(self._drafter, self._recent)
 
-    def observe(
-        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
-    ) -> None:
+    def advance(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
         self._follow(tree, step, verdict)
 
-    def _advance(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
+    def _observe(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
         accepted = verdict.length.view(1)
         path = verdict.path[: self._levels + 1]  # the root first
         taps = [step.taps[k][path] for k in self._taps]

@@ -15,12 +15,12 @@ from baselines.medusa.model import Medusa as MedusaHeads
 from baselines.medusa.model import MedusaConfig
 from bench.decoding import static_trees
 from bench.decoding.checkpoint import RANDOM, CheckpointError, digest
-from bench.decoding.decoder import Block, Settings, TargetInfo, TreeDecoder
+from bench.decoding.decoder import Settings, TargetInfo, TreeDecoder
 from bench.decoding.draft_weights import load_state, read_draft, shipped
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology
-from bench.decoding.verify import Verdict, greedy, typical
+from bench.decoding.verify import Verdict, typical
 
 WEIGHTS = "baselines.medusa.weights"
 PAPER_TREE = (10, 28, 23, 2)  # nodes a level, 63 in all
@@ -49,6 +49,7 @@ class Medusa(TreeDecoder):
 
     name: ClassVar[str] = "medusa"
     lossless: ClassVar[bool] = True
+    on_device: ClassVar[bool] = True
     takes_checkpoint: ClassVar[bool] = True
     settings_type: ClassVar[type[Settings]] = MedusaSettings
 
@@ -93,7 +94,7 @@ class Medusa(TreeDecoder):
         self._ranks = int(self._rank.max()) + 1
         self._state = torch.zeros(target.hidden_size, dtype=target.dtype, device=target.device)
         self._root = target.tensor((0,))  # the newest token
-        self._draft, self._follow = target.capture(self._tree), target.capture(self._advance)
+        self._draft, self._follow = target.capture(self._tree), target.capture(self._observe)
 
     def _load(
         self, target: TargetModel, checkpoint: str | None
@@ -137,12 +138,10 @@ class Medusa(TreeDecoder):
         drafted = self._vocabulary[best[self._depth, self._rank]]
         return TokenTree(torch.cat((self._root, drafted)), self.topology)
 
-    def observe(
-        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
-    ) -> None:
+    def advance(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
         self._follow(step, verdict)
 
-    def _advance(self, step: Step, verdict: Verdict) -> None:
+    def _observe(self, step: Step, verdict: Verdict) -> None:
         last = verdict.path.gather(0, verdict.length.view(1))
         self._state.copy_(step.hidden[last][0])
         self._root.copy_(verdict.bonus.view(1))
@@ -160,5 +159,5 @@ class MedusaTypical(Medusa):
 
     def accept(self, tree: TokenTree, step: Step, sampling: Sampling) -> Verdict:
         if sampling.greedy:
-            return greedy(tree, step.logits)
+            return super().accept(tree, step, sampling)
         return typical(tree, sampling.probs(step.logits), sampling)

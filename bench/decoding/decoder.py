@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree
-from bench.decoding.verify import Verdict, accept
+from bench.decoding.verify import Verdict, accept, greedy
 
 
 @dataclass(frozen=True)
@@ -134,12 +134,19 @@ class TreeDecoder(Decoder):
     """Draft a tree, verify it in one forward, accept, repeat.
 
     A subclass drafts. Its state of the running sequence is set by `begin`, read by `draft` and
-    brought up to date by `observe`; work in all three counts as drafting. What of it runs on the
-    device alone goes through `target.capture`.
+    brought up to date by `advance` on the device or by `observe` on the host; work in all of them
+    counts as drafting. What of it runs on the device alone goes through `target.capture`.
+
+    Attributes:
+        on_device: whether `advance` and `draft` need nothing that the host reads, so that an
+            engine may launch the next draft before the host has read this step.
     """
+
+    on_device: ClassVar[bool] = False
 
     def __init__(self, target: TargetModel, settings: Settings) -> None:
         super().__init__(target, settings)
+        self._greedy_rule = target.fuse(greedy)
         self._accept_greedy = target.capture(self._settle_greedy)
 
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:
@@ -158,16 +165,19 @@ class TreeDecoder(Decoder):
 
     def accept(self, tree: TokenTree, step: Step, sampling: Sampling) -> Verdict:
         """The acceptance rule; lossless unless a subclass says otherwise."""
+        if sampling.greedy:
+            return self._greedy_rule(tree, step.logits)
         return accept(tree, step.logits, sampling)
 
     def also(self, step: Step) -> Tensor | None:
         """int64 [m]: numbers of this step that `observe` wants on the host."""
         return None
 
-    def observe(
-        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
-    ) -> None:
-        """The step's outcome, on the device (`verdict`) and on the host, before the next draft."""
+    def advance(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
+        """The step's outcome on the device, before the next draft."""
+
+    def observe(self, block: Block, also: Sequence[int]) -> None:
+        """The step's outcome on the host, before the next draft."""
 
     def decode(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Block]:
         target, clock = self.target, self.target.clock
@@ -176,23 +186,52 @@ class TreeDecoder(Decoder):
         with clock.phase("draft"):
             self.begin(prompt_ids, step, token, sampling)
         yield Block((token,))
+        with clock.phase("draft"):
+            drafted, tree = self._draft_and_place()
         while True:
-            with clock.phase("draft"):
-                drafted = self.draft()
-                tree = target.place(drafted)
             with clock.phase("verify"):
                 step = target.forward(tree)
             with clock.phase("accept"):
-                if sampling.greedy:
-                    verdict = self._accept_greedy(tree, step)
-                else:
-                    decided = self.accept(drafted, step.first(drafted.width), sampling)
-                    verdict = target.settle(tree, decided)
-                path, ids, also = target.commit(tree, verdict, self.also(step))
-            block = Block(tuple(ids), drafted=drafted.width - 1, path=tuple(path[1:]))
+                verdict = self._settle(drafted, tree, step, sampling)
+                reading = target.commit(tree, verdict, self.also(step))
+            drafts = drafted.width - 1
+            ahead = self.on_device and target.runs_ahead
+            if ahead:
+                clock.ahead()
+                drafted, tree = self._following(tree, step, verdict)
+            with clock.phase("accept"):
+                path, ids, also = reading.wait()
+            block = Block(tuple(ids), drafted=drafts, path=tuple(path[1:]))
             yield block
-            with clock.phase("draft"):
-                self.observe(tree, step, verdict, block, also)
+            if not ahead:
+                drafted, tree = self._following(tree, step, verdict, block, also)
+
+    def _following(
+        self,
+        tree: TokenTree,
+        step: Step,
+        verdict: Verdict,
+        block: Block | None = None,
+        also: Sequence[int] = (),
+    ) -> tuple[TokenTree, TokenTree]:
+        with self.target.clock.phase("draft"):
+            self.advance(tree, step, verdict)
+            if block is not None:
+                self.observe(block, also)
+            return self._draft_and_place()
+
+    def _draft_and_place(self) -> tuple[TokenTree, TokenTree]:
+        """(the next tree as drafted, as placed)."""
+        drafted = self.draft()
+        return drafted, self.target.place(drafted)
+
+    def _settle(
+        self, drafted: TokenTree, tree: TokenTree, step: Step, sampling: Sampling
+    ) -> Verdict:
+        if sampling.greedy:
+            return self._accept_greedy(tree, step)
+        decided = self.accept(drafted, step.first(drafted.width), sampling)
+        return self.target.settle(tree, decided)
 
     def _settle_greedy(self, tree: TokenTree, step: Step) -> Verdict:
         return self.target.settle(tree, self.accept(tree, step, GREEDY))

@@ -104,7 +104,7 @@ class CompiledTarget(GraphTarget):
             x, inner = self._project(x, change, layer.feed_forward_norm, layer.gate_up, gated=True)
             x, change = self._add(x, inner, layer.down)
             if k in self._taps:
-                x, change = x if change is None else x + change, None
+                x, change = x if change is None else x + change.sum(dim=0).to(x.dtype), None
                 taps[k] = x
         _, hidden = ops.add_norm(x, change, self._final, self._eps)
         logits = ops.vector if hidden.shape[0] == 1 else F.linear
@@ -115,16 +115,15 @@ class CompiledTarget(GraphTarget):
     ) -> tuple[Tensor, Tensor]:
         """(x + change, weight norm(x + change)), the latter gated if asked."""
         if x.shape[0] == 1:
-            return x, ops.vector(x, weight, norm, self._eps, gated=gated)
+            return x, ops.vector(x, weight, norm, self._eps, halves=gated)
         x, normed = ops.add_norm(x, change, norm, self._eps)
-        out = F.linear(normed, weight)
-        return x, ops.gate(out) if gated else out
+        return x, (ops.gated if gated else F.linear)(normed, weight)
 
     def _add(self, x: Tensor, inner: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """x and what is still to be added to it, or their sum and None."""
+        """x and what is still to be added to it [P, w, d], or their sum and None."""
         if x.shape[0] == 1:
             return ops.vector(inner, weight, residual=x), None
-        return x, F.linear(inner, weight)
+        return x, ops.parts(inner, weight)
 
 
 def _layer(layer: Any) -> _Layer:

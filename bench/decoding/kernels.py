@@ -72,20 +72,68 @@ def _vector(
 
 
 @triton.jit
-def _rms_norm(
-    x, change, weight, total, out, eps, K: tl.constexpr, BK: tl.constexpr, ADD: tl.constexpr
+def _matrix(
+    x,
+    weight,
+    out,
+    rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    GATED: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
 ):
-    """A row a program; with ADD of x + change, which is stored too."""
+    """A few rows by a small matrix. Each of a grid of parts takes BK of K in one piece, so that all
+    loads are in flight at once, and leaves a sum of its own."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)
+    m = tl.program_id(1) * BM + tl.arange(0, BM)
+    part = tl.program_id(2)
+    k = part * BK + tl.arange(0, BK)
+    inside, here, within = n < N, m < rows, k < K
+    place = n[:, None] * K + k[None, :]
+    mask = inside[:, None] & within[None, :]
+    tile = tl.load(weight + place, mask=mask, other=0.0)
+    piece = tl.load(
+        x + m[:, None] * K + k[None, :], mask=here[:, None] & within[None, :], other=0.0
+    )
+    total = tl.dot(piece, tl.trans(tile), input_precision="ieee")
+    gate = total
+    if GATED:
+        tile = tl.load(weight + N * K + place, mask=mask, other=0.0)
+        total = tl.dot(piece, tl.trans(tile), input_precision="ieee")
+    target = (part * rows + m[:, None]) * N + n[None, :]
+    _close(total, gate, out, out, target, here[:, None] & inside[None, :], GATED, False)
+
+
+@triton.jit
+def _rms_norm(
+    x,
+    change,
+    weight,
+    total,
+    out,
+    rows,
+    eps,
+    K: tl.constexpr,
+    BK: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """A row a program, of x and what PARTS sums add to it; their total is stored too."""
     row = tl.program_id(0)
     k = tl.arange(0, BK)
-    part = tl.load(x + row * K + k, mask=k < K, other=0.0).to(tl.float32)
-    if ADD:
-        part += tl.load(change + row * K + k, mask=k < K, other=0.0).to(tl.float32)
-        part = _round(part, out)
-        tl.store(total + row * K + k, part.to(out.dtype.element_ty), mask=k < K)
-    inverse = tl.rsqrt(tl.sum(part * part, axis=0) / K + eps)
-    scale = tl.load(weight + k, mask=k < K, other=0.0).to(tl.float32)
-    tl.store(out + row * K + k, (part * inverse * scale).to(out.dtype.element_ty), mask=k < K)
+    inside = k < K
+    value = tl.load(x + row * K + k, mask=inside, other=0.0).to(tl.float32)
+    if PARTS:
+        added = tl.zeros((BK,), tl.float32)
+        for part in tl.static_range(PARTS):
+            place = change + (part * rows + row) * K + k
+            added += tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        value = _round(value + _round(added, out), out)
+        tl.store(total + row * K + k, value.to(out.dtype.element_ty), mask=inside)
+    inverse = tl.rsqrt(tl.sum(value * value, axis=0) / K + eps)
+    scale = tl.load(weight + k, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out + row * K + k, (value * inverse * scale).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -316,11 +364,45 @@ def _vector_tile(n: int, k: int, gated: bool) -> tuple[int, int, int]:
     return (4, bk, 8) if gated else (2, bk, 4) if n > 4096 else (1, bk, 4)
 
 
-def gate(both: Tensor) -> Tensor:
-    m, n = both.shape[0], both.shape[1] // 2
-    out = torch.empty(m, n, dtype=both.dtype, device=both.device)
+def gated(x: Tensor, weight: Tensor) -> Tensor:
+    m, n = x.shape[0], weight.shape[0] // 2
+    out = torch.empty(m, n, dtype=x.dtype, device=x.device)
+    if _small(x, weight) and x.shape[1] <= 1024:
+        return _product(x, weight, out, triton.next_power_of_2(x.shape[1]), True)
+    both = torch.mm(x, weight.t())
     _gate[(triton.cdiv(n, 1024), m)](both, out, N=n, BN=1024, num_warps=4)
     return out
+
+
+def parts(x: Tensor, weight: Tensor) -> Tensor:
+    k, n = x.shape[1], weight.shape[0]
+    if not (_small(x, weight) and k > 1024 and n <= 1024):
+        return torch.mm(x, weight.t())[None]
+    out = torch.empty(triton.cdiv(k, PART), x.shape[0], n, dtype=torch.float32, device=x.device)
+    return _product(x, weight, out, PART, False)
+
+
+PART = 512  # of K
+
+
+def _small(x: Tensor, weight: Tensor) -> bool:
+    """Where latency is all: the library's kernels are made for larger products."""
+    return x.element_size() <= 4 and x.shape[0] <= 64 and weight.numel() <= 1 << 22
+
+
+def _product(x: Tensor, weight: Tensor, out: Tensor, bk: int, gated: bool) -> Tensor:
+    m, n = x.shape[0], out.shape[-1]
+    bn, warps = _matrix_tile(bk)
+    grid = (triton.cdiv(n, bn), triton.cdiv(m, 16), triton.cdiv(x.shape[1], bk))
+    _matrix[grid](
+        x, weight, out, m, N=n, K=x.shape[1], GATED=gated, BM=16, BN=bn, BK=bk, num_warps=warps
+    )
+    return out
+
+
+def _matrix_tile(bk: int) -> tuple[int, int]:
+    """(weight rows, warps) of a program."""
+    return 16, 8 if bk > 512 else 4
 
 
 def add_norm(x: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -333,10 +415,11 @@ def add_norm(x: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tu
         weight,
         total,
         out,
+        m,
         eps,
         K=k,
         BK=triton.next_power_of_2(k),
-        ADD=change is not None,
+        PARTS=0 if change is None else change.shape[0],
         num_warps=4 if k <= 2048 else 8,
     )
     return total, out
@@ -456,8 +539,10 @@ def _attention_tile(
     """(queries, keys, parts of the context, warps, stages) of a program: enough programs to fill
     the chip, no more parts than help at a few hundred rows."""
     bm = 16 if queries <= 16 else 32 if queries <= 32 else 64
-    splits = max(min(32, 128 // (kv_heads * triton.cdiv(queries, bm))), 4)
-    return bm, 32, splits, 4, 2
+    programs = kv_heads * triton.cdiv(queries, bm) * max(bm // 32, 1)
+    splits = min(max(256 // programs, 1), 32)
+    splits = 1 << (splits.bit_length() - 1)
+    return bm, 32, splits, 4, 3 if size * itemsize <= 256 else 2
 
 
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -18,45 +18,56 @@ def vector(
     norm: Tensor | None = None,
     eps: float = 0.0,
     residual: Tensor | None = None,
-    gated: bool = False,
+    halves: bool = False,
 ) -> Tensor:
     """One row x [1, K] by weight [N, K] -> [1, N], with what stands before and behind it.
 
     Args:
         norm: weight [K] of an RMS norm of x before, with `eps`.
         residual: [1, N], added.
-        gated: weight [2N, K] holds a gate and what it gates: SiLU(first N) * (second N).
+        halves: weight [2N, K] holds a gate and what it gates, as in `gated`.
     """
     if _on_gpu(x):
         from bench.decoding import kernels
 
-        return kernels.vector(x, weight, norm, eps, residual, gated)
+        return kernels.vector(x, weight, norm, eps, residual, halves)
     if norm is not None:
         _, x = add_norm(x, None, norm, eps)
-    out = F.linear(x, weight)
-    if gated:
-        out = gate(out)
+    out = gated(x, weight) if halves else F.linear(x, weight)
     return out if residual is None else out + residual
 
 
+def parts(x: Tensor, weight: Tensor) -> Tensor:
+    """x [w, K] by weight [N, K] -> [P, w, N], to be summed over P parts of K."""
+    if _on_gpu(x):
+        from bench.decoding import kernels
+
+        return kernels.parts(x, weight)
+    halves = zip(x.chunk(2, 1), weight.chunk(2, 1), strict=True)
+    return torch.stack([F.linear(*half) for half in halves])
+
+
+def gated(x: Tensor, weight: Tensor) -> Tensor:
+    """x [w, K] by weight [2N, K], a gate and what it gates -> [w, N]: SiLU(gate) * up."""
+    if _on_gpu(x):
+        from bench.decoding import kernels
+
+        return kernels.gated(x, weight)
+    gate, up = F.linear(x, weight).chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
 def add_norm(x: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(x + change, its RMS norm with `weight` [K]), each [w, K]; x itself without `change`."""
+    """(x + sum of change, its RMS norm with `weight` [K]), each [w, K].
+
+    x: [w, K]; change: [P, w, K] as `parts` leaves it, or None.
+    """
     if _on_gpu(x):
         from bench.decoding import kernels
 
         return kernels.add_norm(x, change, weight, eps)
-    total = x if change is None else x + change
+    total = x if change is None else x + change.sum(dim=0).to(x.dtype)
     return total, F.rms_norm(total, total.shape[-1:], weight, eps)
-
-
-def gate(both: Tensor) -> Tensor:
-    """[w, 2N] -> [w, N]: SiLU(first N) * (second N)."""
-    if _on_gpu(both):
-        from bench.decoding import kernels
-
-        return kernels.gate(both)
-    first, second = both.chunk(2, dim=-1)
-    return F.silu(first) * second
 
 
 def attend(

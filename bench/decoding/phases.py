@@ -43,13 +43,20 @@ class PhaseClock:
         self._phases: list[Phase] = []
         self._times: list[float] = []
         self._events: list[torch.cuda.Event] = []  # kept from run to run
+        self._ahead: int | None = None  # the first mark of work that may never be used
 
     def phase(self, phase: Phase) -> _Span:
         """`with clock.phase("draft"): ...`; phases do not nest."""
         return self._spans[phase]
 
+    def ahead(self) -> None:
+        """What follows is for a step that may never come: it counts once `verify` is entered."""
+        self._ahead = len(self._phases)
+        self._mark("other")
+
     def start(self) -> None:
         """Forget what was measured and start in `other`."""
+        self._ahead = None
         self._phases.clear()
         self._times.clear()
         self._mark("other")
@@ -57,18 +64,20 @@ class PhaseClock:
     def stop(self) -> dict[Phase, float]:
         """End the last interval and return seconds by phase; waits for the GPU."""
         self._mark("other")
+        end = len(self._phases) if self._ahead is None else self._ahead + 1
         if self._cuda:
             torch.cuda.synchronize()
-            events = self._events[: len(self._phases)]
-            spans = [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(events)]
+            spans = [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(self._events[:end])]
         else:
-            spans = [b - a for a, b in itertools.pairwise(self._times)]
+            spans = [b - a for a, b in itertools.pairwise(self._times[:end])]
         total: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
         for phase, seconds in zip(self._phases, spans, strict=False):
             total[phase] += seconds
         return total
 
     def _mark(self, phase: Phase) -> None:
+        if phase == "verify":
+            self._ahead = None
         if self._cuda:
             if len(self._events) == len(self._phases):
                 self._events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]

@@ -13,11 +13,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from bench.decoding import ops
-from bench.decoding.cache import round_up
-from bench.decoding.target import Committed, Function, Step, TargetModel
+from bench.decoding.cache import TreeCache, round_up
+from bench.decoding.target import Committed, Function, Reading, Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology
 from bench.decoding.verify import Verdict
 
@@ -30,6 +31,7 @@ class GraphTarget(TargetModel):
     """Engine `graph`: the model's own modules in CUDA graphs."""
 
     engine: ClassVar[str] = "graph"
+    runs_ahead: ClassVar[bool] = True
 
     def __init__(self, model: Any, name: str = "") -> None:
         super().__init__(model, name)
@@ -109,21 +111,15 @@ class GraphTarget(TargetModel):
         rows = self.length + torch.arange(moved.shape[0], device=self.device)
         kept = self.cache.rows.index_select(-2, self.length + moved)
         self.cache.rows.index_copy_(-2, rows, kept)
-        w = verdict.path.shape[0]
-        slot.verdict.length.copy_(verdict.length)
-        slot.verdict.bonus.copy_(verdict.bonus)
-        slot.verdict.path[:w].copy_(verdict.path)
-        slot.packed[2 + tree.width :].copy_(tree.tokens)
+        path = F.pad(verdict.path, (0, tree.width - verdict.path.shape[0]))
+        numbers = (verdict.length.view(1), verdict.bonus.view(1), path, tree.tokens)
+        torch.cat(numbers, out=slot.packed)
         self.length.add_(verdict.length + 1)
         return slot.verdict
 
-    def commit(self, tree: TokenTree, verdict: Verdict, also: Tensor | None = None) -> Committed:
-        w, packed = tree.width, self._slots[tree.width].packed
-        numbers = packed if also is None else torch.cat((packed, also))
-        length, bonus, *rest = numbers.tolist()
-        path, tokens = rest[: length + 1], rest[w : 2 * w]
-        self.cache.advance(length + 1)
-        return Committed(path, [*(tokens[i] for i in path[1:]), bonus], rest[2 * w :])
+    def commit(self, tree: TokenTree, verdict: Verdict, also: Tensor | None = None) -> Reading:
+        slot = self._slots[tree.width]
+        return _Copy(self.cache, slot.packed, also, slot.landing, tree.width)
 
     def _slot(self, width: int) -> Slot:
         """The captured width that takes `width` tokens."""
@@ -168,6 +164,8 @@ class Slot:
         self.visible = self._alone.clone()
         # length, bonus, path, tokens: what a commit reads, in one piece
         self.packed = numbers(2 + 2 * width)
+        pinned = target.device.type == "cuda"
+        self.landing = torch.empty(self.packed.shape, dtype=torch.long, pin_memory=pinned)
         self.verdict = Verdict(self.packed[0], self.packed[2 : 2 + width], self.packed[1])
         self.run = target.capture(lambda: target.run(self))
         acceptable = torch.zeros(width, dtype=torch.bool, device=target.device)
@@ -240,6 +238,32 @@ def _padded(topology: Topology, width: int) -> Topology:
     padded = Topology(parents, acceptable)
     padded.__dict__.update(ancestors=ancestors, depths=depths)
     return padded
+
+
+class _Copy:
+    """A verdict on its way to the host; what is launched meanwhile does not delay it."""
+
+    def __init__(
+        self, cache: TreeCache, packed: Tensor, also: Tensor | None, landing: Tensor, width: int
+    ) -> None:
+        self._cache, self._landing, self._width = cache, landing, width
+        self._arrived: torch.cuda.Event | None = None
+        if also is not None:
+            self._landing = torch.cat((packed, also)).cpu()
+            return
+        landing.copy_(packed, non_blocking=True)
+        if packed.is_cuda:
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+
+    def wait(self) -> Committed:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        w = self._width
+        length, bonus, *rest = self._landing.tolist()
+        path, tokens = rest[: length + 1], rest[w : 2 * w]
+        self._cache.advance(length + 1)
+        return Committed(path, [*(tokens[i] for i in path[1:]), bonus], rest[2 * w :])
 
 
 @dataclass

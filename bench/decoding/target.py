@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,12 +40,23 @@ class Step:
         return Step(self.logits[:n], self.hidden[:n], taps)
 
 
+class Reading(Protocol):
+    """A step's one host read, under way."""
+
+    def wait(self) -> Committed:
+        """What was committed."""
+
+
 class Committed(NamedTuple):
     """A verdict on the host: `path` from the root down, `ids` emitted, `also` as asked."""
 
     path: list[int]
     ids: list[int]
     also: list[int]
+
+    def wait(self) -> Committed:
+        """Read already."""
+        return self
 
 
 class TargetModel:
@@ -61,9 +72,11 @@ class TargetModel:
         clock: marks the phases of a decode loop.
         cache: `cache.length` rows are committed: prompt and emitted tokens but the newest.
         length: int64 [1], the same number on the device.
+        runs_ahead: whether work may be launched between `commit` and its `wait`.
     """
 
     engine: ClassVar[str] = "eager"
+    runs_ahead: ClassVar[bool] = False
 
     def __init__(self, model: Any, name: str = "") -> None:
         """Wrap `model`, which the registry knows as `name`.
@@ -181,7 +194,7 @@ class TargetModel:
         """The device's part of a commit, to be called once before it; a function of tensors."""
         return verdict
 
-    def commit(self, tree: TokenTree, verdict: Verdict, also: Tensor | None = None) -> Committed:
+    def commit(self, tree: TokenTree, verdict: Verdict, also: Tensor | None = None) -> Reading:
         """Keep the root's and the accepted rows; the step's one host read.
 
         Args:

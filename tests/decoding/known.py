@@ -50,7 +50,7 @@ class WatchedTarget(TargetModel):
         return super().forward(tree)
 
     def commit(self, tree: TokenTree, verdict: Verdict, also: Tensor | None = None) -> Committed:
-        kept = super().commit(tree, verdict, also)
+        kept = super().commit(tree, verdict, also).wait()
         self.steps.append(Verified(tree, kept))
         return kept
 

@@ -89,9 +89,7 @@ class NoisyOracle(TreeDecoder):
         parents = [-1] + [order.index(path[:-1]) for path in order[1:]]
         return Topology.of(parents, self.target.device)
 
-    def observe(
-        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
-    ) -> None:
+    def observe(self, block: Block, also: Sequence[int]) -> None:
         self._ids.extend(block.ids)
 
 
@@ -117,11 +115,12 @@ class CachedOracle(NoisyOracle):
         self._write(step)
         self.memory.advance(len(prompt_ids))
 
-    def observe(
-        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
-    ) -> None:
-        super().observe(tree, step, verdict, block, also)
-        self._write(step)
+    def advance(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
+        self._step = step
+
+    def observe(self, block: Block, also: Sequence[int]) -> None:
+        super().observe(block, also)
+        self._write(self._step)
         self.memory.keep(self.target.tensor([0, *block.path]))
 
     def _write(self, step: Step) -> None:
@@ -161,9 +160,7 @@ class SamplingDrafter(TreeDecoder):
     def accept(self, tree: TokenTree, step: Step, sampling: Sampling) -> Verdict:
         return accept(tree, step.logits, sampling, draft_probs=self._q[tree.tokens])
 
-    def observe(
-        self, tree: TokenTree, step: Step, verdict: Verdict, block: Block, also: Sequence[int]
-    ) -> None:
+    def observe(self, block: Block, also: Sequence[int]) -> None:
         self._newest = block.ids[-1]
 
 

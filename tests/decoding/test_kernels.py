@@ -89,12 +89,12 @@ def test_vector(n: int, k: int, normed: bool, gated: bool, dtype: torch.dtype) -
 
 @runs
 @each_dtype
-@pytest.mark.parametrize("added", [False, True])
-def test_add_norm(added: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("parts", [0, 1, 3])
+def test_add_norm(parts: int, dtype: torch.dtype) -> None:
     from bench.decoding import kernels
 
     x, weight = normal(5, 72, dtype=dtype), normal(72, dtype=dtype)
-    change = normal(5, 72, dtype=dtype).flip(0) if added else None
+    change = normal(parts, 5, 72, dtype=dtype) if parts else None
     found = kernels.add_norm(x, change, weight, 1e-5)
     wide = None if change is None else change.float()
     expected = plain("add_norm", x.float(), wide, weight.float(), 1e-5)
@@ -104,11 +104,23 @@ def test_add_norm(added: bool, dtype: torch.dtype) -> None:
 
 @runs
 @each_dtype
-def test_gate(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("m", "n", "k"), [(16, 40, 72), (33, 20, 100), (70, 1100, 40)])
+def test_gated(m: int, n: int, k: int, dtype: torch.dtype) -> None:
     from bench.decoding import kernels
 
-    both = normal(3, 2 * 1100, dtype=dtype)
-    close(kernels.gate(both), plain("gate", both.float()), dtype)
+    x, weight = normal(m, k, dtype=dtype), normal(2 * n, k, dtype=dtype) * k**-0.5
+    close(kernels.gated(x, weight), plain("gated", x.float(), weight.float()), dtype)
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize(("m", "n", "k"), [(16, 40, 1100), (20, 48, 72), (70, 40, 1100)])
+def test_parts(m: int, n: int, k: int, dtype: torch.dtype) -> None:
+    from bench.decoding import kernels
+
+    x, weight = normal(m, k, dtype=dtype), normal(n, k, dtype=dtype) * k**-0.5
+    expected = plain("parts", x.float(), weight.float())
+    close(kernels.parts(x, weight).sum(dim=0), expected.sum(dim=0), dtype)
 
 
 @runs

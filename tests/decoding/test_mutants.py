@@ -11,7 +11,6 @@ from torch.nn.functional import pad
 
 from bench.decoding import decoder, verify
 from bench.decoding.cache import TreeCache
-from bench.decoding.sampling import Sampling
 from bench.decoding.target import Committed, Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology
 from bench.decoding.verify import Verdict
@@ -93,7 +92,7 @@ def bonus_lost(patch: pytest.MonkeyPatch) -> None:
     def without(
         target: TargetModel, tree: TokenTree, verdict: Verdict, also: Tensor | None = None
     ) -> Committed:
-        kept = commit(target, tree, verdict, also)
+        kept = commit(target, tree, verdict, also).wait()
         return kept._replace(ids=kept.ids[:-1] or kept.ids)
 
     patch.setattr(TargetModel, "commit", without)
@@ -147,14 +146,7 @@ def first_child_only(patch: pytest.MonkeyPatch) -> None:
 
 
 def _replace_rule(patch: pytest.MonkeyPatch, rule: Callable[[TokenTree, Tensor], Verdict]) -> None:
-    def accept(
-        tree: TokenTree, logits: Tensor, sampling: Sampling, draft_probs: Tensor | None = None
-    ) -> Verdict:
-        assert sampling.greedy
-        assert draft_probs is None
-        return rule(tree, logits)
-
-    patch.setattr(decoder, "accept", accept)
+    patch.setattr(decoder, "greedy", rule)
 
 
 MUTANTS: tuple[Mutate, ...] = (
