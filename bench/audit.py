@@ -128,9 +128,10 @@ def logits_by_width(target: TargetModel, ids: Sequence[int]) -> Tensor:
         for width in WIDTHS:
             if width < len(ids):
                 target.prefill(ids[:-width])
-                chain = Topology.of(list(range(-1, width - 1)), target.device)
-                step = target.forward(TokenTree(target.tensor(ids[-width:]), chain))
-                rows.append(step.logits[-1].float())
+                chain = Topology.of(range(-1, width - 1), target.device, lasting=False)
+                tree = target.place(TokenTree(target.tensor(ids[-width:]), chain))
+                logits = target.forward(tree).logits[width - 1]
+                rows.append(logits.to(torch.float32, copy=True))
         rows.append(target.prefill(ids).logits[-1].float())
     return torch.stack(rows)
 

@@ -79,7 +79,6 @@ def _matrix(
     rows,
     N: tl.constexpr,
     K: tl.constexpr,
-    GATED: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
@@ -90,20 +89,12 @@ def _matrix(
     m = tl.program_id(1) * BM + tl.arange(0, BM)
     part = tl.program_id(2)
     k = part * BK + tl.arange(0, BK)
-    inside, here, within = n < N, m < rows, k < K
-    place = n[:, None] * K + k[None, :]
-    mask = inside[:, None] & within[None, :]
-    tile = tl.load(weight + place, mask=mask, other=0.0)
-    piece = tl.load(
-        x + m[:, None] * K + k[None, :], mask=here[:, None] & within[None, :], other=0.0
-    )
+    inside, here, within = (n < N)[:, None], (m < rows)[:, None], (k < K)[None, :]
+    tile = tl.load(weight + n[:, None] * K + k[None, :], mask=inside & within, other=0.0)
+    piece = tl.load(x + m[:, None] * K + k[None, :], mask=here & within, other=0.0)
     total = tl.dot(piece, tl.trans(tile), input_precision="ieee")
-    gate = total
-    if GATED:
-        tile = tl.load(weight + N * K + place, mask=mask, other=0.0)
-        total = tl.dot(piece, tl.trans(tile), input_precision="ieee")
-    target = (part * rows + m[:, None]) * N + n[None, :]
-    _close(total, gate, out, out, target, here[:, None] & inside[None, :], GATED, False)
+    place = (part * rows + m[:, None]) * N + n[None, :]
+    tl.store(out + place, total, mask=here & (n < N)[None, :])
 
 
 @triton.jit
@@ -367,42 +358,21 @@ def _vector_tile(n: int, k: int, gated: bool) -> tuple[int, int, int]:
 def gated(x: Tensor, weight: Tensor) -> Tensor:
     m, n = x.shape[0], weight.shape[0] // 2
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    if _small(x, weight) and x.shape[1] <= 1024:
-        return _product(x, weight, out, triton.next_power_of_2(x.shape[1]), True)
     both = torch.mm(x, weight.t())
     _gate[(triton.cdiv(n, 1024), m)](both, out, N=n, BN=1024, num_warps=4)
     return out
 
 
 def parts(x: Tensor, weight: Tensor) -> Tensor:
-    k, n = x.shape[1], weight.shape[0]
-    if not (_small(x, weight) and k > 1024 and n <= 1024):
+    m, k, n = *x.shape, weight.shape[0]
+    if m > 64 or n > 1024 or not 1024 < k <= 4096:
         return torch.mm(x, weight.t())[None]
-    out = torch.empty(triton.cdiv(k, PART), x.shape[0], n, dtype=torch.float32, device=x.device)
-    return _product(x, weight, out, PART, False)
-
-
-PART = 512  # of K
-
-
-def _small(x: Tensor, weight: Tensor) -> bool:
-    """Where latency is all: the library's kernels are made for larger products."""
-    return x.element_size() <= 4 and x.shape[0] <= 64 and weight.numel() <= 1 << 22
-
-
-def _product(x: Tensor, weight: Tensor, out: Tensor, bk: int, gated: bool) -> Tensor:
-    m, n = x.shape[0], out.shape[-1]
-    bn, warps = _matrix_tile(bk)
-    grid = (triton.cdiv(n, bn), triton.cdiv(m, 16), triton.cdiv(x.shape[1], bk))
-    _matrix[grid](
-        x, weight, out, m, N=n, K=x.shape[1], GATED=gated, BM=16, BN=bn, BK=bk, num_warps=warps
-    )
+    # Long and narrow: the library's kernels leave most of the chip idle.
+    bm, bn, bk = (16 if m <= 16 else 32), 32, 256
+    grid = (triton.cdiv(n, bn), triton.cdiv(m, bm), triton.cdiv(k, bk))
+    out = torch.empty(grid[2], m, n, dtype=torch.float32, device=x.device)
+    _matrix[grid](x, weight, out, m, N=n, K=k, BM=bm, BN=bn, BK=bk, num_warps=4)
     return out
-
-
-def _matrix_tile(bk: int) -> tuple[int, int]:
-    """(weight rows, warps) of a program."""
-    return 16, 8 if bk > 512 else 4
 
 
 def add_norm(x: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
