@@ -1,11 +1,12 @@
 """What the harness costs, as ratios of interleaved repeats in one process.
 
-python benchmarks/overhead.py [--repeats 15]
+python benchmarks/overhead.py [--repeats 15] [--device cuda --engine compile --clock-only]
 
 1. contract: the reference through contract and runner / a bare loop of the same forward, tiny
    target. Bar: 1.15.
 2. stock: stock generate / the reference on SmolLM2, decoding alone. Bar: 1 or more.
 3. rows: a width-64 step with 2,048 cache rows allocated / with 512. Bar: about 1.
+4. clock: the decode loop with the phase clock's marks / without, on any device and engine.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from baselines.autoregressive import Autoregressive
+from bench.decoding import engines
 from bench.decoding.decoder import Settings
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
@@ -79,6 +81,24 @@ def stock(repeats: int, dtype: torch.dtype, tokens: int = 48) -> str:
     return ratio(theirs, ours, repeats)
 
 
+def clock(repeats: int, device: str, engine: str, tokens: int = 64) -> str:
+    loaded = load(resolve("smollm2-135m"), device, torch.bfloat16)
+    target, reason = engines.make(loaded.model, "smollm2-135m", engine)
+    if reason is not None:
+        return reason
+    decoder = Autoregressive(target, Settings())
+
+    def turn(quiet: bool) -> Callable[[], float]:
+        def run() -> float:
+            target.clock.quiet = quiet
+            return run_turn(decoder, PROMPT, Sampling(), tokens, ()).decode_s
+
+        return run
+
+    turn(quiet=False)()  # compiles and captures
+    return ratio(turn(quiet=False), turn(quiet=True), repeats)
+
+
 def rows(repeats: int, dtype: torch.dtype) -> str:
     targets = [target_of("smollm2-135m", dtype) for _ in range(2)]
     tree = TokenTree(torch.arange(64), Topology.of([-1, *[0] * 63]))
@@ -101,8 +121,16 @@ def rows(repeats: int, dtype: torch.dtype) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=15)
-    repeats = parser.parse_args(argv).repeats
+    parser.add_argument("--device", default="cpu", help="of the phase clock's cost")
+    parser.add_argument("--engine", default="eager", help="of the phase clock's cost")
+    parser.add_argument("--clock-only", action="store_true", help="nothing but that")
+    given = parser.parse_args(argv)
+    repeats = given.repeats
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    cost = clock(repeats, given.device, given.engine)
+    print(f"loop with the phase clock / without, SmolLM2, {given.device}, {given.engine}: {cost}")
+    if given.clock_only:
+        return
     print(f"contract / bare loop, tiny, float32: {contract(repeats)}")
     for dtype in (torch.float32, torch.bfloat16):
         print(f"stock generate / reference, SmolLM2, {dtype}: {stock(repeats, dtype)}")

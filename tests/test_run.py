@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import datasets
 import pytest
+import torch
 
 from baselines.autoregressive import Autoregressive
 from bench import records
@@ -87,7 +88,7 @@ UNTOUCHED = [  # refused before there is a folder, with a mend in every line
     (["--repeats", "0"], "--repeats must be at least 1, not 0"),
     (["--turns", "0"], "--turns must be at least 1"),
     (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1"),
-    (["--engine", "warp"], "--engine 'warp': choose from eager"),
+    (["--engine", "warp"], "--engine 'warp': choose from eager, graph, compile"),
     (["--engine", "eager", "eager"], "--engine names something twice"),
     (["--dtype", "int8"], "--dtype 'int8': choose from auto, float32"),
     (["--device", "tpu"], "unknown device 'tpu'; use cpu or cuda"),
@@ -572,3 +573,20 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert run(*flags) == 0
     assert len(harness.outputs("out")) == 2 * harness.TURNS
     assert {r["method"] for r in harness.kept("out")} == {REFERENCE, "flaky"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="engines run on this machine")
+def test_an_engine_that_cannot_run_falls_back_and_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run("--engine", "eager", "compile", "--limit", "1", "--out", "both") == 0
+    reason = "compile cannot run here: CUDA graphs need a GPU, not cpu"
+    assert f"{reason}; eager instead" in capsys.readouterr().err
+    found = records.read("both")
+    # The same cells as eager's own, so they were not run again.
+    assert {r["engine"] for r in found} == {"eager", "stock"}
+    assert not any(reason in r["warnings"] for r in found)
+    assert run("--engine", "compile", "--limit", "1", "--out", "alone") == 0
+    alone = [r for r in records.read("alone") if r["engine"] == "eager"]
+    assert len(alone) == len([r for r in found if r["engine"] == "eager"])
+    assert all(reason in r["warnings"] for r in alone)

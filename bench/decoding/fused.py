@@ -80,7 +80,8 @@ class CompiledTarget(GraphTarget):
             like = torch.empty(1, device=self.device)
             cos, sin = self.model.base_model.rotary_emb(like, positions)  # [1, rows, D]
             half = cos.shape[-1] // 2
-            self._rotation = tuple(t[0, :, :half].float().contiguous() for t in (cos, sin))  # type: ignore[assignment]
+            cos, sin = (t[0, :, :half].float().contiguous() for t in (cos, sin))
+            self._rotation = cos, sin
 
     def run(self, slot: Slot) -> Step:
         taps = {}
@@ -154,6 +155,6 @@ def _joined(*modules: nn.Linear) -> Tensor:
     if together:  # by another engine's target before
         return first.as_strided((sum(rows), first.shape[1]), first.stride())
     whole = torch.cat(weights)
-    for module, part in zip(modules, whole.split(rows), strict=True):
+    for module, part in zip(modules, torch.split(whole, rows), strict=True):
         module.weight = nn.Parameter(part, requires_grad=False)
     return whole

@@ -128,7 +128,7 @@ def attend_rotated(
 
         return kernels.attend_rotated(qkv, heads, keys, values, cos, sin, depths, length, visible)
     w, size, kv_heads = qkv.shape[0], keys.shape[-1], keys.shape[0]
-    q, k, v = qkv.view(w, -1, size).split((heads, kv_heads, kv_heads), dim=1)
+    q, k, v = torch.split(qkv.view(w, -1, size), [heads, kv_heads, kv_heads], dim=1)
     turn = tuple(table[length + depths][:, None] for table in (cos, sin))
     q, k = (_rotate(x, *turn) for x in (q, k))
     rows = length + torch.arange(w, device=qkv.device)

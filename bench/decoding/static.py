@@ -101,8 +101,7 @@ class GraphTarget(TargetModel):
         self.cache.begin(tree.width, exact=True)  # refuses what does not fit
         slot = self._slots[tree.width]
         slot.show(tree)
-        step: Step = slot.run()
-        return step
+        return slot.run()
 
     def settle(self, tree: TokenTree, verdict: Verdict) -> Verdict:
         """Move the accepted rows and count them, all on the device."""
@@ -167,7 +166,7 @@ class Slot:
         pinned = target.device.type == "cuda"
         self.landing = torch.empty(self.packed.shape, dtype=torch.long, pin_memory=pinned)
         self.verdict = Verdict(self.packed[0], self.packed[2 : 2 + width], self.packed[1])
-        self.run = target.capture(lambda: target.run(self))
+        self.run: Callable[[], Step] = target.capture(lambda: target.run(self))
         acceptable = torch.zeros(width, dtype=torch.bool, device=target.device)
         # Trees that change at every step are copied into this one.
         self._moving = Topology(parents, acceptable, lasting=False)
@@ -253,7 +252,7 @@ class _Copy:
             return
         landing.copy_(packed, non_blocking=True)
         if packed.is_cuda:
-            self._arrived = torch.cuda.Event()
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._arrived.record()
 
     def wait(self) -> Committed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import pytest
@@ -90,12 +91,12 @@ def test_a_long_prompt_in_chunks(multi_head: Known, engine: type[GraphTarget]) -
         target.reserve(len(prompt) + 8)
     a, b = eager.prefill(prompt), static.prefill(prompt)
     assert (static.cache.length, int(static.length)) == (len(prompt), len(prompt))
-    close = {"rtol": TOLERANCE, "atol": TOLERANCE}
-    torch.testing.assert_close(a.logits, b.logits, **close)
-    torch.testing.assert_close(a.hidden, b.hidden, **close)
-    torch.testing.assert_close(a.taps[1], b.taps[1], **close)
+    close = partial(torch.testing.assert_close, rtol=TOLERANCE, atol=TOLERANCE)
+    close(a.logits, b.logits)
+    close(a.hidden, b.hidden)
+    close(a.taps[1], b.taps[1])
     rows = (..., slice(len(prompt)), slice(None))
-    torch.testing.assert_close(eager.cache.rows[rows], static.cache.rows[rows], **close)
+    close(eager.cache.rows[rows], static.cache.rows[rows])
 
 
 @each_engine

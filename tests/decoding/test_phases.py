@@ -77,3 +77,30 @@ def test_phases_add_up_to_the_time_that_passed(clock: PhaseClock) -> None:
     assert set(measured) == set(PHASES)
     assert all(measured[phase] >= seconds for phase, seconds in naps.items())
     assert ended - started <= sum(measured.values()) <= after - before
+
+
+@pytest.mark.usefixtures("ticking")
+@pytest.mark.parametrize("comes", [False, True])
+def test_work_ahead_counts_only_where_its_step_comes(clock: PhaseClock, comes: bool) -> None:
+    clock.start()
+    with clock.phase("verify"):
+        pass
+    clock.ahead()
+    with clock.phase("draft"):
+        pass
+    if comes:
+        with clock.phase("verify"):
+            pass
+        assert clock.stop() == {"draft": 1.0, "verify": 2.0, "accept": 0.0, "other": 5.0}
+    else:
+        assert clock.stop() == {"draft": 0.0, "verify": 1.0, "accept": 0.0, "other": 2.0}
+
+
+@pytest.mark.usefixtures("ticking")
+def test_a_quiet_clock_reads_nothing(clock: PhaseClock) -> None:
+    clock.quiet = True
+    clock.start()
+    with clock.phase("verify"):
+        pass
+    assert clock.stop() == dict.fromkeys(PHASES, 0.0)
+    assert time.perf_counter() == 0.0  # the first reading
