@@ -115,10 +115,12 @@ class Drafter:
 
     def weight_bytes(self, levels: int) -> int:
         """Bytes of weights that drafting `levels` levels reads: each level reads the trigram
-        encoder, the layer, its head and the LM head's rows; taps and h_t are read once."""
+        encoder, the layer, its head and the LM head's rows; what is committed reads the taps' and
+        h_t's matrices and the keys' and values' once."""
         model, encoder = self.model, self.model.encoder
-        once = _nbytes(encoder.from_taps) + _nbytes(encoder.from_state)
-        level = _nbytes(model.trigram) + _nbytes(encoder) - once
+        apart = _nbytes(encoder.from_taps) + _nbytes(encoder.from_state)
+        once = apart + _nbytes(encoder.kv_proj)
+        level = _nbytes(model.trigram) + _nbytes(encoder) - apart
         level += 0 if self._head is None else self._head.nbytes
         heads = sum(_nbytes(head) for head in model.heads.heads[:levels])
         return once + levels * level + heads
