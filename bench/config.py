@@ -38,6 +38,20 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+def device_option() -> Any:
+    """The field `device` of every command that loads a model."""
+    return option("auto", "cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
+
+
+def dtype_option() -> Any:
+    """The field `dtype`, beside it."""
+    return option(
+        "auto",
+        "auto is bfloat16 on a GPU and float32 on a CPU",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """What `python -m bench.run` is asked to do; every field is a flag and a key of the file."""
@@ -64,12 +78,8 @@ class RunConfig:
     repeats: int = option(3, "timed runs of each turn, interleaved by method")
     seed: int = option(0, "seed of sampling and of the order of methods")
     engine: list[str] = option(["eager"], "engines; several may be given", choices=ENGINES)
-    device: str = option("auto", "cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
-    dtype: str = option(
-        "auto",
-        "auto is bfloat16 on a GPU and float32 on a CPU",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
+    device: str = device_option()
+    dtype: str = dtype_option()
     checkpoint: list[str] = option(
         [], "draft weights for a method: a path, a hub id or random", metavar="METHOD=WEIGHTS"
     )

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from bench import config as settings
-from bench.config import ENGINES, flag, option
+from bench.config import ENGINES, device_option, dtype_option, flag, option
 from bench.cost_records import SETTINGS, CostFolder, latest, read
 from bench.errors import UsageError
 from bench.run import REPORT, RESULTS, folder_name
@@ -38,12 +38,8 @@ class CostConfig:
     turns: int = option(3, "timed turns of each method at each context, interleaved by method")
     max_new_tokens: int = option(32, "tokens of a turn, the first of them prefill's")
     seed: int = option(0, "seed of prompts, trees and orders")
-    device: str = option("auto", "cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
-    dtype: str = option(
-        "auto",
-        "auto is bfloat16 on a GPU and float32 on a CPU",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
+    device: str = device_option()
+    dtype: str = dtype_option()
     checkpoint: list[str] = option(
         [], "draft weights for a method: a path, a hub id or random", metavar="METHOD=WEIGHTS"
     )

@@ -5,7 +5,6 @@ python -m bench.cost_records check results/<folder> [...]
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +12,6 @@ from typing import Any
 
 from bench import journal
 from bench.config import ENGINES
-from bench.errors import UsageError
 from bench.journal import (
     COUNT,
     LENGTHS,
@@ -253,17 +251,9 @@ def _report(folder: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when every folder is sound, 1 when not, 2 on bad usage."""
-    parser = argparse.ArgumentParser(prog="python -m bench.cost_records")
-    commands = parser.add_subparsers(dest="command", required=True)
-    checker = commands.add_parser("check", help="print every violated invariant of cost studies")
-    checker.add_argument("folders", nargs="+", metavar="results/<folder>")
-    folders: list[str] = parser.parse_args(argv).folders
-    try:
-        sound = [_report(folder) for folder in folders]
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0 if all(sound) else 1
+    return journal.check_command(
+        "python -m bench.cost_records", "cost studies", "results/<folder>", _report, argv
+    )
 
 
 if __name__ == "__main__":

@@ -6,12 +6,14 @@ Every line is a record with `schema` (major.minor), `key` (what it is a measurem
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from enum import Enum
@@ -295,3 +297,28 @@ class Folder:
 
 def _outcome(record: Record) -> tuple[str, str | None]:
     return record["status"], record.get("error")
+
+
+# The command
+
+
+def check_command(
+    prog: str,
+    what: str,
+    metavar: str,
+    report: Callable[[str], bool],
+    argv: Sequence[str] | None,
+) -> int:
+    """`prog check FOLDER ...`: exit code 0 when `report` finds every folder sound, 1 when not, 2 on
+    bad usage."""
+    parser = argparse.ArgumentParser(prog=prog)
+    commands = parser.add_subparsers(dest="command", required=True)
+    checker = commands.add_parser("check", help=f"print every violated invariant of {what}")
+    checker.add_argument("folders", nargs="+", metavar=metavar)
+    folders: list[str] = parser.parse_args(argv).folders
+    try:
+        sound = [report(folder) for folder in folders]
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if all(sound) else 1

@@ -5,7 +5,6 @@ python -m bench.records check results/<run> [...]
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bench import journal
-from bench.errors import UsageError
 from bench.journal import (
     COUNT,
     FLAG,
@@ -397,17 +395,9 @@ def _report(folder: str) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0 when every folder is sound, 1 when not, 2 on bad usage."""
-    parser = argparse.ArgumentParser(prog="python -m bench.records")
-    commands = parser.add_subparsers(dest="command", required=True)
-    checker = commands.add_parser("check", help="print every violated invariant of run folders")
-    checker.add_argument("folders", nargs="+", metavar="results/<run>")
-    folders: list[str] = parser.parse_args(argv).folders
-    try:
-        sound = [_report(folder) for folder in folders]
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0 if all(sound) else 1
+    return journal.check_command(
+        "python -m bench.records", "run folders", "results/<run>", _report, argv
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from bench import config as settings
 from bench import environment, history, methods, prompts, targets, tuned
-from bench.config import ENGINES, option
+from bench.config import ENGINES, device_option, dtype_option, option
 from bench.decoding import engines
 from bench.decoding.decoder import Decoder, TargetInfo
 from bench.decoding.sampling import Sampling
@@ -85,12 +85,8 @@ class TuneConfig:
         [], "methods to tune; every lossless one that can be tuned if left out", metavar="METHOD"
     )
     engine: str = option("eager", "engine to tune for", choices=ENGINES)
-    device: str = option("auto", "cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
-    dtype: str = option(
-        "auto",
-        "auto is bfloat16 on a GPU and float32 on a CPU",
-        choices=("auto", "float32", "bfloat16", "float16"),
-    )
+    device: str = device_option()
+    dtype: str = dtype_option()
     checkpoint: list[str] = option(
         [], "draft weights for a method: a path or a hub id", metavar="METHOD=WEIGHTS"
     )

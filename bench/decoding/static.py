@@ -85,11 +85,7 @@ class GraphTarget(TargetModel):
             # Out of the buffers that the next forward overwrites.
             taps = {k: state.clone() for k, state in step.taps.items()}
             parts.append(Step(step.logits[-1:].clone(), step.hidden.clone(), taps))
-        if len(parts) == 1:
-            return parts[0]
-        hidden = torch.cat([part.hidden for part in parts])
-        taps = {k: torch.cat([part.taps[k] for part in parts]) for k in parts[0].taps}
-        return Step(parts[-1].logits, hidden, taps)
+        return Step.joined(parts)
 
     def place(self, tree: TokenTree) -> TokenTree:
         """Padded to a captured width, in its buffers; the same object for the same shape."""
@@ -169,8 +165,7 @@ class Slot:
         self.run: Callable[[], Step] = target.capture(lambda: target.run(self))
         acceptable = torch.zeros(width, dtype=torch.bool, device=target.device)
         # Trees that change at every step are copied into this one.
-        self._moving = Topology(parents, acceptable, lasting=False)
-        self._moving.__dict__.update(ancestors=self.visible, depths=self.depths)
+        self._moving = _over(parents, acceptable, self.visible, self.depths, lasting=False)
         self._any = TokenTree(self.tokens, self._moving)
         self._lasting: dict[int, tuple[Topology, TokenTree, int]] = {}  # by id of the topology
         self._shown: Topology | None = None  # whose masks lie in `visible` and `depths`
@@ -182,18 +177,8 @@ class Slot:
         self.tokens[:w].copy_(tree.tokens)
         if topology.lasting:
             return self._keep(topology)
-        moving = self._moving
-        moving.parents[:w].copy_(topology.parents)
-        self.depths[:w].copy_(topology.depths)
-        self.visible.copy_(self._alone)  # what pads it is never whole, never taken
-        self.visible[:w, :w].copy_(topology.ancestors)
-        assert moving.acceptable is not None
-        moving.acceptable.zero_()
-        if topology.acceptable is None:
-            moving.acceptable[:w].fill_(True)
-        else:
-            moving.acceptable[:w].copy_(topology.acceptable)
-        self._shown = moving
+        self._fill(self._moving, topology)
+        self._shown = self._moving
         return self._any
 
     def chain(self) -> TokenTree:
@@ -218,25 +203,42 @@ class Slot:
     def _keep(self, topology: Topology) -> TokenTree:
         """Its padded form, made once."""
         if id(topology) not in self._lasting:
-            padded = _padded(topology, self.width)
+            moving = self._moving
+            padded = _over(
+                torch.zeros_like(moving.parents),
+                torch.zeros_like(self._alone[0]),
+                torch.zeros_like(moving.ancestors),
+                torch.zeros_like(moving.depths),
+                lasting=True,
+            )
+            self._fill(padded, topology)
             height = int(topology.depths.max())
             self._lasting[id(topology)] = topology, TokenTree(self.tokens, padded), height
         return self._lasting[id(topology)][1]
 
+    def _fill(self, padded: Topology, topology: Topology) -> None:
+        """Copy `topology` into a wider one; the nodes behind see themselves alone and are never
+        taken."""
+        w = topology.width
+        assert padded.acceptable is not None
+        padded.parents[:w].copy_(topology.parents)
+        padded.depths[:w].copy_(topology.depths)
+        padded.ancestors.copy_(self._alone)
+        padded.ancestors[:w, :w].copy_(topology.ancestors)
+        padded.acceptable.zero_()
+        if topology.acceptable is None:
+            padded.acceptable[:w].fill_(True)
+        else:
+            padded.acceptable[:w].copy_(topology.acceptable)
 
-def _padded(topology: Topology, width: int) -> Topology:
-    """With nodes behind it that hang below the root, see themselves alone and are never taken."""
-    w, device = topology.width, topology.parents.device
-    parents = torch.zeros(width, dtype=torch.long, device=device)
-    depths = torch.zeros_like(parents)
-    acceptable = torch.zeros(width, dtype=torch.bool, device=device)
-    ancestors = torch.eye(width, dtype=torch.bool, device=device)
-    parents[:w], depths[:w] = topology.parents, topology.depths
-    acceptable[:w] = True if topology.acceptable is None else topology.acceptable
-    ancestors[:w, :w] = topology.ancestors
-    padded = Topology(parents, acceptable)
-    padded.__dict__.update(ancestors=ancestors, depths=depths)
-    return padded
+
+def _over(
+    parents: Tensor, acceptable: Tensor, ancestors: Tensor, depths: Tensor, lasting: bool
+) -> Topology:
+    """A topology whose masks and depths lie in buffers of ours."""
+    topology = Topology(parents, acceptable, lasting)
+    topology.__dict__.update(ancestors=ancestors, depths=depths)
+    return topology
 
 
 class _Copy:

@@ -34,6 +34,15 @@ class Step:
     hidden: Tensor
     taps: dict[int, Tensor] = field(default_factory=dict)
 
+    @classmethod
+    def joined(cls, parts: Sequence[Step]) -> Step:
+        """A prefill from its chunks: all states, the last chunk's logits."""
+        if len(parts) == 1:
+            return parts[0]
+        hidden = torch.cat([part.hidden for part in parts])
+        taps = {k: torch.cat([part.taps[k] for part in parts]) for k in parts[0].taps}
+        return cls(parts[-1].logits, hidden, taps)
+
     def first(self, n: int) -> Step:
         """The first n nodes' rows."""
         taps = {k: state[:n] for k, state in self.taps.items()}
@@ -156,24 +165,17 @@ class TargetModel:
     def prefill(self, prompt_ids: Sequence[int]) -> Step:
         """Forget the sequence before, run the prompt and commit it. Hidden states of all of it."""
         self.cache.length = 0
-        hidden: list[Tensor] = []
-        taps: dict[int, list[Tensor]] = {k: [] for k in self._taps}
-        step = None
+        parts: list[Step] = []
         for chunk in torch.split(self.tensor(prompt_ids), PREFILL_CHUNK):
             n = chunk.shape[0]
             self.cache.begin(n, exact=True)
             positions = torch.arange(n, device=self.device) + self.cache.length
-            step = self._forward(chunk, positions, mask=None, logits_to_keep=1)
+            parts.append(self._forward(chunk, positions, mask=None, logits_to_keep=1))
             self.cache.advance(n)
-            hidden.append(step.hidden)
-            for k, state in step.taps.items():
-                taps[k].append(state)
-        if step is None:
+        if not parts:
             raise ValueError("a prompt needs at least one token")
         self.length.fill_(self.cache.length)
-        if len(hidden) == 1:
-            return step
-        return Step(step.logits, torch.cat(hidden), {k: torch.cat(v) for k, v in taps.items()})
+        return Step.joined(parts)
 
     def forward(self, tree: TokenTree) -> Step:
         """Run the tree behind the committed rows; nothing is committed."""
