@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 from bench.decoding.ranks import RankPath
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
+from chimera import fused
 from chimera.model import Chimera
 
 
@@ -40,6 +42,9 @@ class Drafter:
         size, options = model.config.hidden_size, {"dtype": target.dtype, "device": target.device}
         self._state = torch.zeros(1, size, **options)  # type: ignore[call-overload]
         self._pull = torch.zeros_like(self._state) if model.config.query_state else None
+        self._fused: fused.FusedDraft | None = None
+        if self._head is not None and fused.fits(model, target):
+            self._fused = fused.FusedDraft(model, target, self._head)
         self._ask = target.fuse(self._question)
         self._answer = target.fuse(self._reply)
         self._read = target.fuse(self._context)
@@ -52,6 +57,8 @@ class Drafter:
         if self._rows.dim() < 4 or self._rows.shape[2] < rows:
             shape = (2, config.heads, rows, config.hidden_size // config.heads)
             self._rows = torch.zeros(shape).to(hidden)
+            if self._fused is not None:
+                self._fused.reserve(rows)
         positions = torch.arange(hidden.shape[0], device=hidden.device)
         self._context(hidden, taps, positions, self._rows)
         self._remember_state(hidden[-1:])
@@ -65,11 +72,18 @@ class Drafter:
             taps: of each [n, d].
             count: int64 [1].
         """
-        positions = self._target.length - count + torch.arange(len(hidden), device=hidden.device)
-        self._read(hidden, taps, positions, self._rows)
+        first = self._target.length - count
+        if self._fused is not None:
+            self._fused.context(hidden, taps, first, self._rows)
+        else:
+            positions = first + torch.arange(len(hidden), device=hidden.device)
+            self._read(hidden, taps, positions, self._rows)
         self._remember_state(hidden[count - 1])
 
     def _remember_state(self, h: Tensor) -> None:
+        if self._fused is not None:
+            self._fused.state(h)
+            return
         self._state.copy_(h)
         pull = self.model.encoder.pull(h)
         if self._pull is not None and pull is not None:
@@ -88,6 +102,10 @@ class Drafter:
             logits [n, V'].
         """
         n, context = trigrams.shape[0], self.model.encoder.sees_context
+        if self._fused is not None:
+            found = self._fused.level(trigrams, level, visible, last, self._drafted, self._rows)
+            self._drafted += n
+            return found
         if not context:  # itself alone
             own = torch.eye(n, dtype=torch.bool, device=visible.device)
             visible = F.pad(own, (self._drafted, 0))
@@ -105,9 +123,9 @@ class Drafter:
         """Target ids of indices into the draft vocabulary."""
         return self._vocabulary[index]
 
-    def best(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """(values, indices), each [n, count]: the likeliest drafts of each row of [n, V']."""
-        return self._target.top(logits, count)
+    def best(self, logits: Tensor, count: int) -> Tensor:
+        """[n, count]: indices of the likeliest drafts of each row of [n, V']."""
+        return self._target.top(logits, count)[1]
 
     def rewind(self) -> None:
         """Forget the tree that was drafted."""
@@ -251,10 +269,15 @@ class StaticGrower(Grower):
         for depth, level in enumerate(self._levels, start=1):
             last = depth == self.depth
             logits = drafter.expand(above, depth, level.visible, last)
-            _, best = drafter.best(logits, level.ranks)
+            best = drafter.best(logits, level.ranks)
             nodes, above = drafter.sprout(above, best, level.parent, level.rank, level.inner)
             trigrams.append(nodes)
         return TokenTree(torch.cat(trigrams)[:, 2], self.topology)
+
+
+# Nodes that may be drafted, m of a level: trigrams [m, 3], parents' numbers [m], log-probabilities
+# of their paths [m].
+_Candidates: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 class ConfidentGrower(Grower):
@@ -263,62 +286,64 @@ class ConfidentGrower(Grower):
 
     def __init__(self, nodes: int, depth: int, beam: int, target: TargetModel) -> None:
         self._nodes, self.depth, self._beam = nodes, depth, beam
+        self._target = target
         self._spread = target.fuse(self._candidates)
+        self._onward = target.fuse(self._frontier)
         self._stay = target.fuse(self._best)
+        self._alone = torch.eye(beam, dtype=torch.bool, device=target.device)
 
     def grow(self, drafter: Drafter, recent: Tensor) -> TokenTree:
         drafter.rewind()
-        device, beam = recent.device, self._beam
-        found: list[tuple[Tensor, Tensor, Tensor]] = []  # candidates, by level
+        device = recent.device
+        found: list[_Candidates] = []  # by level
         frontier = recent[None]  # [n, 3], nodes to expand,
         number = torch.full((1,), -1, device=device)  # their numbers as candidates, the root -1,
         path = torch.zeros(1, device=device)  # and log-probabilities of their paths
-        seen = torch.zeros(1, 0, dtype=torch.bool, device=device)  # rows of their ancestors
+        visible = self._alone[:1, :1]  # rows of their ancestors and their own
         count = 0
         for level in range(1, self.depth + 1):
-            n = frontier.shape[0]
-            visible = torch.cat((seen, torch.eye(n, dtype=torch.bool, device=device)), dim=1)
             logits = drafter.expand(frontier, level, visible, last=level == self.depth)
-            best, index = drafter.best(logits, beam)
-            tokens = drafter.token(index)
-            found.append(self._spread(frontier, number, path, logits, best, tokens))
+            likely, index = self._target.likeliest(logits, self._beam)
+            found.append(self._spread(frontier, number, path, likely, drafter.token(index)))
             if level < self.depth:
-                trigrams, _, scores = found[-1]
-                kept = scores.topk(beam).indices  # of n * beam
-                frontier, path, number = trigrams[kept], scores[kept], kept + count
-                # A child sees what its parent saw, its parent's row among it.
-                seen = visible[kept // beam]
-                count += n * beam
+                kept = self._target.top(found[-1][2][None], self._beam)[1][0]  # of n * beam
+                frontier, path, number, visible = self._onward(found[-1], kept, visible, count)
+                count += len(found[-1][2])
         trigrams, parents, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
         chosen, above = self._stay(parents, scores)
         tokens = torch.cat((recent[2:], trigrams[chosen, 2]))
         return TokenTree(tokens, Topology.grown(above, self.depth))
 
     def _candidates(
-        self,
-        frontier: Tensor,
-        number: Tensor,
-        path: Tensor,
-        logits: Tensor,
-        best: Tensor,
-        tokens: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Children of n nodes, each of [n * beam]: trigrams [.., 3], parents' numbers,
-        log-probabilities of their paths. best, tokens: [n, beam]."""
+        self, frontier: Tensor, number: Tensor, path: Tensor, likely: Tensor, tokens: Tensor
+    ) -> _Candidates:
+        """Children of n nodes. likely (log-probabilities), tokens: [n, beam]."""
         beam = tokens.shape[1]
         before = frontier[:, None, 1:].expand(-1, beam, -1)
         trigrams = torch.cat((before, tokens[..., None]), dim=-1).flatten(0, 1)
-        likely = best.float() - logits.float().logsumexp(dim=-1, keepdim=True)
         scores = (path[:, None] + likely).flatten()
         return trigrams, number[:, None].expand(-1, beam).flatten(), scores
+
+    def _frontier(
+        self, found: _Candidates, kept: Tensor, visible: Tensor, count: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(trigrams, path scores, numbers, visible rows) of the level's `kept` candidates, int64
+        [beam]; `count` candidates came before this level's."""
+        trigrams, _, scores = found
+        # A child sees what its parent saw, its parent's row among it, and itself.
+        seen = visible[kept // self._beam]
+        return trigrams[kept], scores[kept], kept + count, torch.cat((seen, self._alone), dim=1)
 
     def _best(self, parents: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
         """(the best candidates in their order, the tree's parents with the root first): a path
         never scores above its own start, and among equals the earlier, so that parents stay."""
-        order = scores.sort(descending=True, stable=True).indices
-        chosen = order[: min(self._nodes, len(scores))].sort().values
-        place = torch.zeros(len(scores) + 1, dtype=torch.long, device=scores.device)
-        nodes = torch.arange(1, len(chosen) + 1, device=scores.device)
-        place = place.scatter(0, chosen, nodes)  # the last place is the root's, 0
-        above = place[parents[chosen]]  # parent -1 reads it
+        order = torch.arange(len(scores), device=scores.device)
+        earlier = order[None] < order[:, None]
+        better = (scores[None] > scores[:, None]) | ((scores[None] == scores[:, None]) & earlier)
+        stays = better.sum(dim=1) < self._nodes
+        node = (earlier & stays[None]).sum(dim=1) + 1  # in the tree, whose root is 0
+        nodes = min(self._nodes, len(scores))
+        chosen = order.new_zeros(nodes + 1).scatter(0, torch.where(stays, node - 1, nodes), order)
+        chosen = chosen[:nodes]
+        above = F.pad(node, (0, 1))[parents[chosen]]  # parent -1 reads the last place, the root's
         return chosen, F.pad(above, (1, 0), value=-1)

@@ -145,17 +145,22 @@ class FullContextEncoder(nn.Module):
 
     def context(self, h: Tensor, taps: list[Tensor]) -> Tensor:
         """c of verified positions, [..., d], from h and the inner layers' states [..., d]."""
-        c: Tensor = self.context_norm(self.state_norm(h))
-        if self.from_taps is not None:
-            normed = [
-                F.rms_norm(norm(tap), tap.shape[-1:])
-                for norm, tap in zip(self.tap_norms, taps, strict=True)
-            ]
-            c = c + self.from_taps(torch.cat(normed, dim=-1))
-        return c
+        c, tapped = self.own_context(h), self.tapped(taps)
+        return c if self.from_taps is None else c + self.from_taps(tapped)
+
+    def tapped(self, taps: list[Tensor]) -> Tensor | None:
+        """The inner layers' states [..., d], normed, side by side; None where none are read."""
+        if self.from_taps is None:
+            return None
+        normed = [
+            F.rms_norm(norm(tap), tap.shape[-1:])
+            for norm, tap in zip(self.tap_norms, taps, strict=True)
+        ]
+        return torch.cat(normed, dim=-1)
 
     def own_context(self, o: Tensor) -> Tensor:
-        """c of a drafted position, [..., d], from the encoder's own output there."""
+        """c of a drafted position, [..., d], from the encoder's own output there; of a verified
+        one the part of h."""
         c: Tensor = self.context_norm(self.state_norm(o))
         return c
 

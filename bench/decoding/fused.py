@@ -72,6 +72,9 @@ class CompiledTarget(GraphTarget):
 
         return call  # type: ignore[return-value]
 
+    def fuses(self, weight: Tensor) -> bool:
+        return ops.whole(2, weight)
+
     def reserve(self, rows: int) -> None:
         before = self.cache.capacity
         super().reserve(rows)
@@ -108,22 +111,21 @@ class CompiledTarget(GraphTarget):
                 x, change = x if change is None else x + change.sum(dim=0).to(x.dtype), None
                 taps[k] = x
         _, hidden = ops.add_norm(x, change, self._final, self._eps)
-        logits = ops.vector if hidden.shape[0] == 1 else F.linear
-        return Step(logits(hidden, self.head().weight), hidden, taps)
+        return Step(ops.linear(hidden, self.head().weight), hidden, taps)
 
     def _project(
         self, x: Tensor, change: Tensor | None, norm: Tensor, weight: Tensor, gated: bool = False
     ) -> tuple[Tensor, Tensor]:
         """(x + change, weight norm(x + change)), the latter gated if asked."""
-        if x.shape[0] == 1:
-            return x, ops.vector(x, weight, norm, self._eps, halves=gated)
+        if change is None and ops.whole(x.shape[0], weight):
+            return x, ops.linear(x, weight, norm, self._eps, halves=gated)
         x, normed = ops.add_norm(x, change, norm, self._eps)
         return x, (ops.gated if gated else F.linear)(normed, weight)
 
     def _add(self, x: Tensor, inner: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """x and what is still to be added to it [P, w, d], or their sum and None."""
-        if x.shape[0] == 1:
-            return ops.vector(inner, weight, residual=x), None
+        if ops.whole(x.shape[0], weight):
+            return ops.linear(inner, weight, residual=x), None
         return x, ops.parts(inner, weight)
 
 

@@ -12,29 +12,46 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def vector(
+def linear(
     x: Tensor,
     weight: Tensor,
     norm: Tensor | None = None,
     eps: float = 0.0,
-    residual: Tensor | None = None,
+    *,
     halves: bool = False,
+    bias: Tensor | None = None,
+    silu: bool = False,
+    residual: Tensor | None = None,
+    affine: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """One row x [1, K] by weight [N, K] -> [1, N], with what stands before and behind it.
+    """x [w, K] by weight [N, K] -> [w, N], with what stands before and behind it, in this order.
 
     Args:
         norm: weight [K] of an RMS norm of x before, with `eps`.
-        residual: [1, N], added.
         halves: weight [2N, K] holds a gate and what it gates, as in `gated`.
+        bias: [N], added.
+        silu: SiLU of that.
+        residual: [w, N] or [1, N], added.
+        affine: (scale, shift), each [N].
     """
-    if _on_gpu(x):
+    if _on_gpu(x) and (x.shape[0] == 1 or (whole(x.shape[0], weight) and x.itemsize == 2)):
         from bench.decoding import kernels
 
-        return kernels.vector(x, weight, norm, eps, residual, halves)
+        return kernels.linear(x, weight, norm, eps, halves, bias, silu, residual, affine)
     if norm is not None:
         _, x = add_norm(x, None, norm, eps)
     out = gated(x, weight) if halves else F.linear(x, weight)
-    return out if residual is None else out + residual
+    out = out if bias is None else out + bias
+    out = F.silu(out) if silu else out
+    out = out if residual is None else out + residual
+    return out if affine is None else out * affine[0] + affine[1]
+
+
+def whole(rows: int, weight: Tensor) -> bool:
+    """Whether one kernel takes such a product with all that stands around it: one row of any size,
+    a few rows of a small matrix (in half precision). The library multiplies faster otherwise."""
+    small = weight.shape[1] <= 2560 and weight.numel() <= 2**22
+    return rows == 1 or (rows <= 64 and small)
 
 
 def parts(x: Tensor, weight: Tensor) -> Tensor:
@@ -137,14 +154,60 @@ def attend_rotated(
     return attend(q, keys, values, length, visible).flatten(1)
 
 
-def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """(values, indices), each [n, count]: the largest of each row of [n, V], best first."""
+def place(
+    qkv: Tensor,
+    heads: int,
+    keys: Tensor,
+    values: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    length: Tensor,
+    depth: int,
+    first: int,
+    consecutive: bool = False,
+) -> Tensor:
+    """Rotate queries and keys of w rows, write keys and values to the cache.
+
+    Args:
+        qkv: [w, (H + 2G) D], a projection's output; its queries may be overwritten.
+        heads: H; 0 for keys and values alone.
+        keys, values: [G, rows, D], written at rows `length + first` and on.
+        cos, sin: [positions, D / 2].
+        length: int64 [1].
+        depth: all are at position `length + depth`; the first of them where they are
+            `consecutive`.
+
+    Returns:
+        the queries, [w, H, D].
+    """
+    w, size, kv_heads = qkv.shape[0], keys.shape[-1], keys.shape[0]
+    vectors = qkv.view(w, heads + 2 * kv_heads, size)
+    if _on_gpu(qkv):
+        from bench.decoding import kernels
+
+        kernels.place(qkv, heads, keys, values, cos, sin, length, depth, first, consecutive)
+        return vectors[:, :heads]
+    q, k, v = torch.split(vectors, [heads, kv_heads, kv_heads], dim=1)
+    order = torch.arange(w, device=qkv.device)
+    position = length + depth + order * consecutive
+    turn = tuple(table[position][:, None] for table in (cos, sin))  # [w, 1, D / 2]
+    q, k = (_rotate(x, *turn) for x in (q, k))
+    rows = length + first + order
+    keys.index_copy_(1, rows, k.transpose(0, 1))
+    values.index_copy_(1, rows, v.transpose(0, 1))
+    return q
+
+
+def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(values, indices), each [n, count]: the largest of each row of [n, V], best first, in
+    float32; and the row's log-sum-exp [n]."""
     if _on_gpu(logits) and count <= 16:
         from bench.decoding import kernels
 
         return kernels.top(logits, count)
-    best = logits.float().topk(count, dim=-1)
-    return best.values, best.indices
+    wide = logits.float()
+    best = wide.topk(count, dim=-1)
+    return best.values, best.indices, wide.logsumexp(dim=-1)
 
 
 def _on_gpu(x: Tensor) -> bool:

@@ -64,7 +64,11 @@ class GraphTarget(TargetModel):
         return ops.attend(q, keys, values, self.length, visible, context)
 
     def top(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        return ops.top(logits, count)
+        return ops.top(logits, count)[:2]
+
+    def likeliest(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        best, index, total = ops.top(logits, count)
+        return best - total[:, None], index
 
     # A step
 

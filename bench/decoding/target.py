@@ -158,6 +158,11 @@ class TargetModel:
         """`function` of tensors, compiled where the engine compiles."""
         return function
 
+    def fuses(self, weight: Tensor) -> bool:
+        """Whether a few rows by `weight` [N, K] and what stands around that are one kernel here, so
+        that a draft had better be written in `bench.decoding.ops`."""
+        return False
+
     def place(self, tree: TokenTree) -> TokenTree:
         """The tree in the form that this engine's `forward` takes."""
         return tree
@@ -252,6 +257,11 @@ class TargetModel:
         """(values, indices), each [n, count]: the largest of each row of [n, V], best first."""
         best = logits.topk(count, dim=-1)
         return best.values, best.indices
+
+    def likeliest(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """(log-probabilities in float32, indices), each [n, count], of each row of [n, V]."""
+        best, index = self.top(logits, count)
+        return best.float() - logits.float().logsumexp(dim=-1, keepdim=True), index
 
     def _forward(
         self, ids: Tensor, positions: Tensor, mask: Tensor | None, logits_to_keep: int

@@ -121,6 +121,9 @@ def test_a_file_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
 class Plain:
     """Stands in for a target whose engine compiles nothing."""
 
+    device = torch.device("cpu")
+    top, likeliest = TargetModel.top, TargetModel.likeliest
+
     def fuse(self, function: object) -> object:
         return function
 
@@ -143,9 +146,8 @@ class Bigram:
         assert visible.sum(dim=1).tolist() == [level] * len(trigrams), "its ancestors and itself"
         return self.logits[level - 1, trigrams[:, 1], trigrams[:, 2]]
 
-    def best(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        found = logits.topk(count, dim=-1)
-        return found.values, found.indices
+    def best(self, logits: Tensor, count: int) -> Tensor:
+        return logits.topk(count, dim=-1).indices
 
     def token(self, index: Tensor) -> Tensor:
         return index

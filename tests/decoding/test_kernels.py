@@ -75,16 +75,44 @@ def plain(function: str, *arguments: object, **more: object) -> Any:
 @each_dtype
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("normed", [False, True])
-@pytest.mark.parametrize(("n", "k"), [(41, 48), (3, 2100), (2, 4100)])
-def test_vector(n: int, k: int, normed: bool, gated: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(1, 41, 48), (1, 3, 2100), (1, 2, 4100), (5, 41, 576), (17, 20, 1152)]
+)
+def test_linear(m: int, n: int, k: int, normed: bool, gated: bool, dtype: torch.dtype) -> None:
+    x, weight = normal(m, k, dtype=dtype), normal(n * (1 + gated), k, dtype=dtype) * k**-0.5
+    norm = normal(k, dtype=dtype).abs() if normed else None
+    check_linear(x, weight, norm, gated, residual=None if gated else normal(m, n, dtype=dtype))
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize("m", [1, 3])
+def test_linear_with_all_that_may_follow(m: int, dtype: torch.dtype) -> None:
+    x, weight = normal(m, 100, dtype=dtype), normal(20, 100, dtype=dtype) * 0.1
+    bias, scale, shift = (normal(20, dtype=dtype) + k for k in range(3))
+    one_for_all = normal(1, 20, dtype=dtype)
+    check_linear(x, weight, bias=bias, silu=True, residual=one_for_all, affine=(scale.abs(), shift))
+    check_linear(x, weight, residual=one_for_all)
+    check_linear(x, weight, bias=bias)
+
+
+def check_linear(
+    x: Tensor,
+    weight: Tensor,
+    norm: Tensor | None = None,
+    halves: bool = False,
+    bias: Tensor | None = None,
+    silu: bool = False,
+    residual: Tensor | None = None,
+    affine: tuple[Tensor, Tensor] | None = None,
+) -> None:
     from bench.decoding import kernels
 
-    x, weight = normal(1, k, dtype=dtype), normal(n * (1 + gated), k, dtype=dtype) * k**-0.5
-    norm = normal(k, dtype=dtype).abs() if normed else None
-    residual = None if gated else normal(1, n, dtype=dtype)
-    found = kernels.vector(x, weight, norm, 1e-5, residual, gated)
-    wide = [None if t is None else t.float() for t in (x, weight, norm, residual)]
-    close(found, plain("vector", wide[0], wide[1], wide[2], 1e-5, wide[3], gated), dtype)
+    found = kernels.linear(x, weight, norm, 1e-5, halves, bias, silu, residual, affine)
+    wide = [None if t is None else t.float() for t in (norm, bias, residual)]
+    after = None if affine is None else (affine[0].float(), affine[1].float())
+    more = {"halves": halves, "bias": wide[1], "silu": silu, "residual": wide[2], "affine": after}
+    close(found, plain("linear", x.float(), weight.float(), wide[0], 1e-5, **more), x.dtype)
 
 
 @runs
@@ -167,12 +195,33 @@ def test_attend(w: int, m: int, context: bool, dtype: torch.dtype) -> None:
 
 @runs
 @each_dtype
-def test_top_takes_the_lower_index_among_equals(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("v", [100, 9000])
+def test_top_takes_the_lower_index_among_equals(v: int, dtype: torch.dtype) -> None:
     from bench.decoding import kernels
 
-    logits = normal(5, 100, dtype=dtype)
-    logits[0, 7] = logits[0, 3] = 9.0
-    values, indices = kernels.top(logits, 4)
-    assert indices[0, :2].tolist() == [3, 7]
+    logits = normal(5, v, dtype=dtype)
+    logits[0, v - 7] = logits[0, 7] = logits[0, 3] = 9.0
+    values, indices, total = kernels.top(logits, 4)
+    assert indices[0, :3].tolist() == [3, 7, v - 7]
     assert torch.equal(values, logits.float().topk(4).values)
     assert torch.equal(logits.float().gather(1, indices), values)
+    close(total, logits.float().logsumexp(dim=-1), torch.float32)
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize(("heads", "consecutive"), [(9, False), (0, True)])
+def test_place(heads: int, consecutive: bool, dtype: torch.dtype) -> None:
+    from bench.decoding import kernels
+
+    qkv = normal(3, (heads + 6) * 64, dtype=dtype)
+    keys, values = (normal(3, 40, 64, dtype=dtype) for _ in range(2))
+    angle = torch.outer(torch.arange(60.0), 10000 ** (-torch.arange(32.0) / 32))
+    tables, length = (angle.cos().to(DEVICE), angle.sin().to(DEVICE)), torch.tensor([7]).to(DEVICE)
+    wide = [t.float() for t in (keys, values)]
+    expected = plain("place", qkv.float(), heads, *wide, *tables, length, 2, 4, consecutive)
+    kernels.place(qkv, heads, keys, values, *tables, length, 2, 4, consecutive)
+    for a, b in zip((keys, values), wide, strict=True):
+        close(a, b, dtype)
+    if heads:
+        close(qkv.view(3, -1, 64)[:, :heads], expected, dtype)

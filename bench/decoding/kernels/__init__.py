@@ -1,0 +1,12 @@
+"""Triton kernels of the engine `compile`, for few rows against large weights and long caches.
+
+Each has its definition in plain torch in `bench.decoding.ops`, under the same name. On Hopper and
+later a kernel is launched while the one before still runs (programmatic dependent launch): it reads
+its weights at once and waits before it reads what others wrote.
+"""
+
+from bench.decoding.kernels.attention import attend, attend_rotated, place
+from bench.decoding.kernels.choice import top
+from bench.decoding.kernels.products import add_norm, gated, linear, parts
+
+__all__ = ["add_norm", "attend", "attend_rotated", "gated", "linear", "parts", "place", "top"]
