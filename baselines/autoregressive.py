@@ -27,5 +27,5 @@ class Autoregressive(Decoder):
             with clock.phase("accept"):
                 token = sampling.pick(step.logits)
                 target.commit_root()
-                block = Block((int(token),))
+                block = Block((int(token),), depth=0)
             yield block

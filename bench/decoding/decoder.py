@@ -23,11 +23,13 @@ class Block:
         ids: token ids: the one of prefill, or a verify step's accepted tokens and bonus token.
         drafted: nodes drafted for it, the root not counted.
         path: node indices of the accepted tokens.
+        depth: levels drafted for it below the root; None where the host does not know.
     """
 
     ids: tuple[int, ...]
     drafted: int = 0
     path: tuple[int, ...] = ()
+    depth: int | None = None
 
 
 @dataclass(frozen=True)
@@ -194,14 +196,14 @@ class TreeDecoder(Decoder):
             with clock.phase("accept"):
                 verdict = self._settle(drafted, tree, step, sampling)
                 reading = target.commit(tree, verdict, self.also(step))
-            drafts = drafted.width - 1
+            drafts, depth = drafted.width - 1, drafted.topology.height
             ahead = self.on_device and target.runs_ahead
             if ahead:
                 clock.ahead()
                 drafted, tree = self._following(tree, step, verdict)
             with clock.phase("accept"):
                 path, ids, also = reading.wait()
-            block = Block(tuple(ids), drafted=drafts, path=tuple(path[1:]))
+            block = Block(tuple(ids), drafts, tuple(path[1:]), depth)
             yield block
             if not ahead:
                 drafted, tree = self._following(tree, step, verdict, block, also)

@@ -34,6 +34,10 @@ class _Span:
         self._mark("other")
 
 
+def _zeros() -> dict[Phase, float]:
+    return dict.fromkeys(PHASES, 0.0)
+
+
 class PhaseClock:
     """Seconds spent in each phase between `start` and `stop`.
 
@@ -49,6 +53,8 @@ class PhaseClock:
         self._times: list[float] = []
         self._events: list[torch.cuda.Event] = []  # kept from run to run
         self._ahead: int | None = None  # the first mark of work that may never be used
+        self._ends: list[tuple[int, int | None]] = []  # of each step: its last mark, `_ahead`
+        self._seconds: list[float] = []  # between marks, once stopped
 
     def phase(self, phase: Phase) -> _Span:
         """`with clock.phase("draft"): ...`; phases do not nest."""
@@ -59,9 +65,14 @@ class PhaseClock:
         self._ahead = len(self._phases)
         self._mark("other")
 
+    def step(self) -> None:
+        """A step has been taken: it ended with the phase that ended last. Marks nothing."""
+        self._ends.append((len(self._phases) - 1, self._ahead))
+
     def start(self) -> None:
         """Forget what was measured and start in `other`."""
         self._ahead = None
+        self._ends.clear()
         self._phases.clear()
         self._times.clear()
         self._mark("other")
@@ -72,12 +83,31 @@ class PhaseClock:
         end = len(self._phases) if self._ahead is None else self._ahead + 1
         if self._cuda:
             torch.cuda.synchronize()
-            spans = [a.elapsed_time(b) / 1e3 for a, b in itertools.pairwise(self._events[:end])]
+            marks = itertools.pairwise(self._events[:end])
+            self._seconds = [a.elapsed_time(b) / 1e3 for a, b in marks]
         else:
-            spans = [b - a for a, b in itertools.pairwise(self._times[:end])]
-        total: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
-        for phase, seconds in zip(self._phases, spans, strict=False):
+            self._seconds = [b - a for a, b in itertools.pairwise(self._times[:end])]
+        total = _zeros()
+        for phase, seconds in zip(self._phases, self._seconds, strict=False):
             total[phase] += seconds
+        return total
+
+    def steps(self) -> list[dict[Phase, float]]:
+        """What `stop` returned, by the steps between `start` and it, read from the same marks.
+
+        A step lies between the end of one accept phase and the end of the next. Work that was
+        launched ahead is of the step that it is for; what follows the last step is a part of it.
+        """
+        total = [_zeros() for _ in self._ends]
+        if not total:
+            return []
+        last, begin = len(total) - 1, 0
+        for step, (end, ahead) in enumerate(self._ends):
+            for mark in range(begin, len(self._seconds) if step == last else end):
+                phase = self._phases[mark]
+                early = ahead is not None and mark >= ahead and phase != "accept"
+                total[min(step + early, last)][phase] += self._seconds[mark]
+            begin = max(end, 0)
         return total
 
     def _mark(self, phase: Phase) -> None:

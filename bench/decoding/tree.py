@@ -24,11 +24,13 @@ class Topology:
         acceptable: bool [w] or None for all: nodes that an acceptance rule may take. Lookahead's
             window rides in the tree but is never emitted.
         lasting: whether the same object serves many steps, so that an engine may keep a copy.
+        height: levels below the root, as many as were drafted; None where the host does not know.
     """
 
     parents: Tensor
     acceptable: Tensor | None = None
     lasting: bool = True
+    height: int | None = None
 
     @classmethod
     def of(
@@ -55,7 +57,7 @@ class Topology:
         bits = np.unpackbits(rows.reshape(w, size), axis=1, count=w, bitorder="little")
         numbers = torch.tensor([parents, depths]).to(device)
         flags = None if acceptable is None else torch.tensor(acceptable, device=device)
-        topology = cls(numbers[0], flags, lasting)
+        topology = cls(numbers[0], flags, lasting, max(depths))
         # As cached_property would leave them.
         topology.__dict__["depths"] = numbers[1]
         topology.__dict__["ancestors"] = torch.from_numpy(bits.view(np.bool_)).to(device)
@@ -68,7 +70,7 @@ class Topology:
         reach = own = torch.eye(parents.shape[0], dtype=torch.bool, device=parents.device)
         for _ in range(height):
             reach = own | reach[above]
-        topology = cls(parents, lasting=False)
+        topology = cls(parents, lasting=False, height=height)
         topology.__dict__["ancestors"] = reach
         topology.__dict__["depths"] = reach.sum(dim=1) - 1
         return topology

@@ -164,6 +164,7 @@ def _combine(
     length_at,
     rows,
     D: tl.constexpr,
+    SLOTS: tl.constexpr,
     SPLITS: tl.constexpr,
     LEAST: tl.constexpr,
     CONTEXT: tl.constexpr,
@@ -172,12 +173,12 @@ def _combine(
     """The parts' softmaxes as one; a row is one query head of one node."""
     follow(CHAINED)
     row = tl.program_id(0)
-    s = tl.arange(0, SPLITS + 1)
+    s = tl.arange(0, SLOTS)
     d = tl.arange(0, D)
     real = s == SPLITS  # the tree itself
     if CONTEXT:
         length = tl.load(length_at).to(tl.int32)
-        real |= s * _chunk(length, SPLITS, LEAST) < length
+        real |= (s < SPLITS) & (s * _chunk(length, SPLITS, LEAST) < length)
     peak = tl.load(peaks + s * rows + row, mask=real, other=-float("inf"))
     weight = tl.load(sums + s * rows + row, mask=real, other=0.0)
     parts = tl.load(
@@ -358,7 +359,8 @@ def _attention(
     out = torch.empty(nodes, heads * size, dtype=q.dtype, device=q.device)
     grid = (nodes * heads,)
     arguments = (partial, peaks, sums, out, length, nodes * heads)
-    _combine[grid](*arguments, D=size, num_warps=1, **parts, **chained(q))
+    slots = triton.next_power_of_2(splits + 1)
+    _combine[grid](*arguments, D=size, SLOTS=slots, num_warps=1, **parts, **chained(q))
     return out
 
 
@@ -370,6 +372,6 @@ def _attention_tile(
     bm = 16 if queries <= 16 else 32 if queries <= 32 else 64
     bn = 64 if bm == 64 and size <= 64 else 32
     programs = kv_heads * triton.cdiv(queries, bm) * max(bm // 32, 1)
-    splits = min(max(288 // programs, 2), 32)
-    splits = (1 << (splits.bit_length() - 1)) - 1  # with the tree's a power of two
+    splits = 1 << (min(max(288 // programs, 1), 32).bit_length() - 1)
+    splits -= splits > 8  # many parts and the tree's are a power of two
     return bm, bn, splits, bn, 4, 3 if size * itemsize <= 256 else 2

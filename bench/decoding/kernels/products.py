@@ -315,7 +315,7 @@ def _vector_tile(n: int, k: int, gated: bool) -> tuple[int, int, int]:
         return (2 if gated else 4), bk, 4
     if bk <= 2048:
         return 2, bk, 8
-    if 0 < k % 4096 <= 1536 and k % 512 == 0:  # 5,120 or 13,824: much of 4,096 would be empty
+    if k in (5120, 13824):  # LLaMA-13B's: much of the last 4,096 would be empty
         return (2 if gated else 4), 1024, 4
     return (4, bk, 8) if gated else (2, bk, 4) if n > 4096 else (1, bk, 4)
 
