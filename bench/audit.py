@@ -1,169 +1,325 @@
-"""Are lossless methods lossless? Compares greedy outputs with the reference's and explains what
-differs: a tie that rounding decided, or a defect.
+"""Are lossless methods lossless? Reads a run's records, decodes again what is in doubt, draws from
+its samplers, and keeps what it found in `audit.json`.
 
-float32: a difference where the two tokens' logits are less than 1e-3 apart is decoded again in
-float64, where both must agree. Half precision: the gap is held against the noise of that very
-position, the largest change of a logit between forwards of different widths.
+python -m bench.audit results/<run> [...]
+
+The file names the sha256 of the records it is of. Its rows are those of the report: model, engine,
+dtype, dataset, label and temperature. Each has compared, equal, ties and defects of its greedy
+answers, with an example for each that differs (`audit_outputs.Divergence`), and where it applies
+
+- reruns: diverging prompts of a half-precision row decoded again in float32 (at most `limit` of
+  `prompts`): how many are equal, ties that float64 decided, defects, or failed;
+- sampling: the test of what it draws (`audit_sampling`), with p_holm, level and passed;
+- answers, agreement, equal_answers, reference_agreement, perplexity and reference_perplexity of a
+  lossy method (`audit_quality.quality`);
+- left_out: records whose prompts could not be found again, in none of the figures.
+
+A run leaves such a file at its end with neither reruns nor sampling.
 """
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from bench import config as settings
+from bench import environment, history, journal, methods, prompts, targets, tuned
+from bench.audit_sampling import LEAST
+from bench.audit_session import Auditor, Depth, settle
+from bench.config import RunConfig, option
+from bench.decoding import engines
 from bench.decoding.target import TargetModel
-from bench.decoding.tree import TokenTree, Topology
-from bench.records import AUDIT, PAIRED, RECORDS, REFERENCE, STOCK_ENGINE, Record, RunFolder, label
+from bench.errors import UsageError
+from bench.plan import PACKAGE
+from bench.prompts import Questions
+from bench.records import AUDIT, RECORDS, RunFolder, latest, read
+from bench.targets import Loaded, Target
 
-FLOAT32_GAP = 1e-3
-WIDTHS = (1, 2, 16, 64)  # forwards whose logits are compared for a half-precision noise
-
-Row = tuple[str, str, str, str, str, float]  # model, engine, dtype, dataset, label, temperature
-Redo = Callable[[str, Sequence[int], int], list[int]]
-"""(label, prompt ids, budget) -> ids that the method decodes in float64."""
+RUN_SETTINGS = "run.yaml"
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The first position at which a method's ids differ from the reference's."""
+class AuditConfig:
+    """What `python -m bench.audit` is asked to do; every field is a flag. Those named as a run's
+    settings stand in for what run.yaml says, where a path or a device is another one here."""
 
-    record: Record
-    reference: Record
-    position: int | None  # None: one output is the start of the other
-
-
-def differences(records: Sequence[Record]) -> Iterator[tuple[Row, Difference | None]]:
-    """Every greedy ok record of a lossless method beside its row; None where it equals the
-    reference's of the same turn, repeat and engine (any engine for the stock row)."""
-    greedy = [r for r in records if r["status"] == "ok" and r["temperature"] == 0]
-    references: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
-    for record in greedy:
-        if record["method"] == REFERENCE:
-            references[_turn(record)].append(record)
-    for record in greedy:
-        rivals = [
-            reference
-            for reference in references[_turn(record)]
-            if record["engine"] in (STOCK_ENGINE, reference["engine"])
-        ]
-        if not record["lossless"] or record["method"] == REFERENCE or not rivals:
-            continue
-        equal = any(record["output_ids"] == rival["output_ids"] for rival in rivals)
-        position = None if equal else _first(record["output_ids"], rivals[0]["output_ids"])
-        yield _row(record), None if equal else Difference(record, rivals[0], position)
-
-
-def rows(
-    model: str,
-    target: TargetModel,
-    prompts: Mapping[str, Sequence[int]],
-    redo: Redo,
-    records: Sequence[Record],
-) -> list[dict[str, Any]]:
-    """The audit's rows for one model; `prompts` maps a prompt's sha256 to its ids."""
-    found: dict[Row, dict[str, Any]] = {}
-    verdicts: dict[tuple[Any, ...], tuple[float | None, str]] = {}
-    for row, difference in differences([r for r in records if r["model"] == model]):
-        entry = found.setdefault(row, _blank(row))
-        entry["compared"] += 1
-        if difference is None:
-            entry["equal"] += 1
-            continue
-        record = difference.record
-        place = (row, record["prompt_sha256"], difference.position)
-        if place not in verdicts:  # repeats of one turn differ alike
-            verdicts[place] = classify(target, prompts, difference, redo)
-        gap, verdict = verdicts[place]
-        entry["ties" if verdict == "tie" else "defects"] += 1
-        place_of = {name: record[name] for name in ("prompt_id", "turn", "repeat")}
-        example = {**place_of, "position": difference.position, "gap": gap, "verdict": verdict}
-        entry["examples"].append(example)
-    return list(found.values())
-
-
-def write(folder: RunFolder, entries: Sequence[Mapping[str, Any]]) -> None:
-    """`audit.json`, which names the records that it is of."""
-    data = (folder.path / RECORDS).read_bytes()
-    content = {"records_sha256": hashlib.sha256(data).hexdigest(), "rows": list(entries)}
-    folder.write_once(AUDIT, json.dumps(content, indent=1) + "\n")
-
-
-def classify(
-    target: TargetModel, prompts: Mapping[str, Sequence[int]], difference: Difference, redo: Redo
-) -> tuple[float | None, str]:
-    """(gap between the two tokens' logits, "tie" or "defect")."""
-    record, reference, position = difference.record, difference.reference, difference.position
-    prompt = prompts[record["prompt_sha256"]]
-    if position is None:
-        return None, "defect"
-    known = [*prompt, *reference["output_ids"][:position]]
-    logits = logits_by_width(target, known)  # [m, V]
-    chosen = [r["output_ids"][position] for r in (reference, record)]
-    gaps = logits[:, chosen[0]] - logits[:, chosen[1]]
-    gap = float(gaps.abs().min())
-    if target.dtype == torch.float32:
-        near = gap < FLOAT32_GAP
-        name = label(record["method"], record["params"])
-        budget = record["max_new_tokens"]
-        agreed = near and redo(name, prompt, budget) == redo(REFERENCE, prompt, budget)
-        return gap, "tie" if agreed else "defect"
-    noise = float((logits.max(dim=0).values - logits.min(dim=0).values).max())
-    spacing = torch.finfo(target.dtype).eps * float(logits[:, chosen].abs().max())
-    return gap, "tie" if gap <= max(noise, spacing) else "defect"
-
-
-def logits_by_width(target: TargetModel, ids: Sequence[int]) -> Tensor:
-    """float32 [m, V]: the logits behind `ids`, from forwards of different widths."""
-    rows = []
-    target.reserve(len(ids) + max(WIDTHS))
-    with torch.inference_mode():
-        for width in WIDTHS:
-            if width < len(ids):
-                target.prefill(ids[:-width])
-                chain = Topology.of(range(-1, width - 1), target.device, lasting=False)
-                tree = target.place(TokenTree(target.tensor(ids[-width:]), chain))
-                logits = target.forward(tree).logits[width - 1]
-                rows.append(logits.to(torch.float32, copy=True))
-        rows.append(target.prefill(ids).logits[-1].float())
-    return torch.stack(rows)
-
-
-def in_float64(target: TargetModel) -> TargetModel:
-    """The target in float64, for deciding float32 ties."""
-    model = target.model
-    exact = type(model)(copy.deepcopy(model.config)).to(model.device, torch.float64)
-    exact.load_state_dict(model.state_dict())  # a copy of `model` would take its hooks along
-    return TargetModel(exact.requires_grad_(False).eval(), target.name)
-
-
-def _blank(row: Row) -> dict[str, Any]:
-    names = ("model", "engine", "dtype", "dataset", "label", "temperature")
-    counts = dict.fromkeys(("compared", "equal", "ties", "defects"), 0)
-    return {**dict(zip(names, row, strict=True)), **counts, "examples": []}
-
-
-def _row(record: Record) -> Row:
-    return (
-        record["model"],
-        record["engine"],
-        record["dtype"],
-        record["dataset"],
-        label(record["method"], record["params"]),
-        record["temperature"],
+    reruns: int = option(
+        8, "diverging prompts of each half-precision row to decode again in float32"
     )
+    draws: int = option(2048, "tokens to draw with each sampler; 0 is off")
+    seed: int = option(0, "seed of the draws")
+    device: str | None = option(None, "instead of the run's")
+    models: list[str] = option(
+        [], "the run's models where they lie: run.yaml keeps no folder", metavar="MODEL"
+    )
+    checkpoint: list[str] = option(
+        [], "the run's draft weights, likewise", metavar="METHOD=WEIGHTS"
+    )
+    tree: str | None = option(None, "the run's tree, likewise")
+    data_dir: str | None = option(None, "folder with the question sets' files", metavar="DIR")
+
+    def __post_init__(self) -> None:
+        """UsageError for a value that no audit can have."""
+        if self.reruns < 0 or self.seed < 0:
+            raise UsageError("--reruns and --seed must be at least 0")
+        if self.draws != 0 and self.draws < LEAST:
+            raise UsageError(f"--draws must be 0 (off) or at least {LEAST}")
+
+    @property
+    def depth(self) -> Depth:
+        return Depth(self.reruns, self.draws, self.seed)
+
+    def run_config(self, found: Mapping[str, Any]) -> RunConfig:
+        """The run's settings with what is another here."""
+        config = replace(RunConfig(), **found)
+        for name in ("device", "models", "checkpoint", "tree", "data_dir"):
+            value = getattr(self, name)
+            if value:
+                config = replace(config, **{name: value})
+        return config
 
 
-def _turn(record: Record) -> tuple[Any, ...]:
-    return tuple(record[name] for name in PAIRED)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0 where no defect was found, 1 where one was, 2 on bad input, 130 when stopped."""
+    parser = settings.Parser(
+        prog="python -m bench.audit",
+        description="Hold a run's outputs against the reference's and explain what differs; draw "
+        "from the samplers and test what they draw; leave audit.json in the run's folder.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("folders", nargs="+", type=Path, metavar="results/<run>")
+    settings.add_arguments(parser, AuditConfig)
+    try:
+        flags = vars(parser.parse_args(argv))
+        folders = flags.pop("folders")
+        wanted = AuditConfig(**flags)
+        sound = [audit(folder, wanted) for folder in folders]  # all of them, whatever is found
+        return 0 if all(sound) else 1
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; audit.json is as it was", file=sys.stderr)
+        return 130
 
 
-def _first(a: Sequence[int], b: Sequence[int]) -> int | None:
-    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+def audit(path: Path, wanted: AuditConfig) -> bool:
+    """Audits the run in `path`; whether it is without a defect. Prints what was found.
+
+    UsageError where the run cannot be read, its models or methods are not to be had here, or its
+    records change meanwhile; its audit.json stays as it was.
+    """
+    before = journal.sha256(path, RECORDS)
+    if not (path / RUN_SETTINGS).is_file():
+        raise UsageError(f"{path} holds no {RUN_SETTINGS}, which says what was run; restore it")
+    run = Run(path, wanted)
+    entries = [entry for target in run.targets() for entry in run.rows(target)]
+    settle(entries)
+    if journal.sha256(path, RECORDS) != before:
+        raise UsageError(f"the records in {path} changed during the audit; run it again")
+    facts = {
+        "package_version": version(PACKAGE),
+        "device": run.device_name,
+        "reruns": wanted.reruns,
+        "draws": wanted.draws,
+        "seed": wanted.seed,
+        "prompts_missing": run.missing,
+        "notes": run.notes,
+    }
+    _write(run.folder, facts, entries)
+    for line in _summary(entries, run.missing):
+        print(f"{path}: {line}")
+    print(f"wrote {path / AUDIT}")
+    return not any(map(faults, entries))
+
+
+class Run:
+    """A run's settings and records, with every name resolved anew."""
+
+    def __init__(self, path: Path, wanted: AuditConfig) -> None:
+        self.folder = RunFolder(path)  # never entered: an audit holds no lock and appends nothing
+        self.depth = wanted.depth
+        found, self.provenance = settings.read_file(path / RUN_SETTINGS)
+        config = wanted.run_config(found)
+        device, dtype = environment.settled(config.device, config.dtype)
+        self.config = replace(config, device=device, dtype=dtype)
+        self.notes: list[str] = []
+        self.missing = 0
+        try:
+            self.device_name = environment.device_name(device)
+        except UsageError as error:
+            raise UsageError(f"{error}, by --device") from None
+        self.records = [r for r in latest(read(path)) if r["status"] == "ok"]
+        if not self.records:
+            raise UsageError(f"{path} holds no good records; run the benchmark first")
+        labels = self.provenance.get("methods") or config.methods  # the former have every parameter
+        tree = None if config.tree == tuned.TREE else config.tree
+        self.methods = methods.resolve(labels, config.checkpoint, tree)
+        self.sets = list(self._sets())
+        self._note_changes()
+
+    def _sets(self) -> Iterator[Questions]:
+        """The question sets that can be had; what of the others is missing is counted later."""
+        data_dir = Path(self.config.data_dir) if self.config.data_dir else None
+        expected = self.provenance.get("datasets", {})
+        for name in self.config.datasets:
+            own = data_dir / name if data_dir else None  # run.yaml keeps no folder of one's own
+            try:
+                found = prompts.load(str(own) if own and own.is_file() else name, data_dir)
+                questions = prompts.spread(found, self.config.limit)
+            except UsageError as error:
+                self._note(f"question set {name}: {error}; --data-dir names its folder")
+                continue
+            if questions.sha256 != expected.get(questions.name, questions.sha256):
+                self._note(f"question set {questions.name} has changed since the run")
+            yield questions
+
+    def _note_changes(self) -> None:
+        for name, what, now in (
+            ("package_version", "package version", version(PACKAGE)),
+            ("device", "device", self.device_name),
+        ):
+            others = sorted({record[name] for record in self.records} - {now})
+            if others:
+                self._note(f"records are of {what} {', '.join(others)}, audited with {now}")
+
+    def _note(self, text: str) -> None:
+        print(f"warning: {text}", file=sys.stderr)
+        self.notes.append(text)
+
+    def targets(self) -> list[Target]:
+        """Those that have records. UsageError where one is not among the run's models."""
+        known = {target.name: target for target in map(targets.resolve, self.config.models)}
+        names = dict.fromkeys(record["model"] for record in self.records)
+        for name in names:
+            if name not in known:
+                raise UsageError(
+                    f"the records are of {name}, which is not among {', '.join(known)}; "
+                    "name the run's models by --models"
+                )
+        return [known[name] for name in names]
+
+    def _load(self, target: Target) -> Loaded:
+        """UsageError where it is not what the records are of."""
+        dtype: torch.dtype = getattr(torch, self.config.dtype)
+        loaded = targets.load(target, self.config.device, dtype)
+        for field, here in (("revision", loaded.revision), ("dtype", self.config.dtype)):
+            known = {r[field] for r in self.records if r["model"] == target.name}
+            then = ", ".join(sorted(known - {here, None}))
+            if then:
+                raise UsageError(
+                    f"{target.name} has {field} {here} here, its records {then}; "
+                    "audit where the run's model is, or name it by --models"
+                )
+        return loaded
+
+    def rows(self, target: Target) -> list[dict[str, Any]]:
+        """The audit's rows of one model, which is loaded for it alone."""
+        loaded, name = self._load(target), target.name
+        found: dict[str, TargetModel] = {}
+
+        def on(engine: str) -> TargetModel:
+            if engine not in found:
+                found[engine], reason = engines.make(loaded.model, name, engine)
+                if reason is not None:
+                    self._note(f"{name}: {reason}; eager instead")
+            return found[engine]
+
+        known = self._prompts(loaded)
+        asked = {r["prompt_sha256"] for r in self.records if r["model"] == name}
+        missing = len(asked - known.keys())
+        if missing:
+            self.missing += missing
+            self._note(f"{missing} of {len(asked)} prompts of {name} could not be found again")
+        return Auditor(loaded, self.methods, known, on, self.depth).rows(self.records)
+
+    def _prompts(self, loaded: Loaded) -> dict[str, tuple[int, ...]]:
+        """Ids by their sha256, from the question sets and the run's history."""
+        text = self.folder.read(history.FILE) or ""
+        answers = history.read(text, str(self.folder.path / history.FILE))
+
+        def unknown(prompt: history.Prompt) -> dict[str, Any]:
+            return {"status": "error", "error": f"{history.FILE} has no answer to {prompt.sha256}"}
+
+        return {
+            prompt.sha256: prompt.ids
+            for questions in self.sets
+            for prompt in history.prompts(questions, self.config.turns, loaded, answers, unknown)
+            if not prompt.skip
+        }
+
+
+def write(folder: RunFolder, entries: Iterable[Mapping[str, Any]]) -> None:
+    """`audit.json` as a run leaves it. One of the same records by the command stays: it goes
+    further."""
+    facts = {"package_version": version(PACKAGE), "reruns": 0, "draws": 0}
+    try:
+        known = json.loads(folder.read(AUDIT) or "{}")
+        deeper = known.get("reruns", 0) or known.get("draws", 0)
+        same = known.get("records_sha256") == journal.sha256(folder.path, RECORDS)
+    except (ValueError, AttributeError):  # damaged: written anew
+        deeper = same = False
+    if not (deeper and same and known.get("package_version") == facts["package_version"]):
+        _write(folder, facts, entries)
+
+
+def _write(
+    folder: RunFolder, facts: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]
+) -> None:
+    """The file names the records that it is of."""
+    content = {
+        "records_sha256": journal.sha256(folder.path, RECORDS),
+        **facts,
+        "rows": list(entries),
+    }
+    folder.write_once(AUDIT, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def faults(entry: Mapping[str, Any]) -> bool:
+    """Whether a row has a defect: in its outputs, in their reruns, or in what it draws."""
+    reruns, sampling = entry.get("reruns", {}), entry.get("sampling", {})
+    refused = sampling.get("passed") is False
+    return bool(entry["defects"] or reruns.get("defects") or refused)
+
+
+def _summary(entries: Sequence[Mapping[str, Any]], missing: int) -> Iterator[str]:
+    compared, equal, ties, defects = (
+        sum(entry[name] for entry in entries) for name in ("compared", "equal", "ties", "defects")
+    )
+    yield f"{compared} outputs compared: {equal} equal, {ties} ties, {defects} defects"
+    reruns = [entry["reruns"] for entry in entries if "reruns" in entry]
+    if reruns:
+        done, prompts, same = (
+            sum(r[name] for r in reruns) for name in ("rerun", "prompts", "equal")
+        )
+        yield f"{done} of {prompts} diverging prompts decoded again in float32, {same} equal"
+    tests = list({id(e["sampling"]): e["sampling"] for e in entries if "sampling" in e}.values())
+    if tests:
+        passed = sum(test.get("passed") is True for test in tests)
+        yield f"{len(tests)} samplers tested, {passed} follow the target"
+    for entry in entries:
+        if "perplexity" in entry:
+            yield (
+                f"{_name(entry)}: lossy, agreement {entry['agreement']:.2f}, perplexity "
+                f"{entry['perplexity']:.3g} (reference {entry['reference_perplexity']:.3g})"
+            )
+    for entry in filter(faults, entries):
+        yield f"{_name(entry)}: DEFECTS"
+    if missing:
+        yield f"{missing} prompts not found: their records are not audited"
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+    where = (entry[name] for name in ("model", "engine", "dataset"))
+    return f"{entry['label']} on {', '.join(where)}, T = {entry['temperature']:g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

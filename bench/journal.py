@@ -2,34 +2,42 @@
 
 Every line is a record with `schema` (major.minor), `key` (what it is a measurement of) and `status`
 (ok, error or skipped). Runs (`bench.records`) and cost studies (`bench.cost_records`) are kept so.
+A finished file may be archived as `<file>.gz`: it reads the same and is not written to.
 """
 
 from __future__ import annotations
 
 import argparse
 import fcntl
+import functools
+import gzip
+import hashlib
+import itertools
 import json
 import math
 import os
 import re
 import sys
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NoReturn, Self, TextIO, TypeAlias
+from typing import Any, BinaryIO, NoReturn, Self, TextIO, TypeAlias, cast
 
 from bench.errors import UsageError
 
 Record: TypeAlias = dict[str, Any]
 
+ARCHIVED = ".gz"  # behind the name of a file that is packed and read-only
+
 
 # The words of a schema
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Kind:
     """A kind of value: its name in messages and the test of one value that is not null."""
 
@@ -45,7 +53,7 @@ class Null(Enum):
     ANY = "always"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Field:
     """One key of a record. A figure is a measurement: every failure carries null in it."""
 
@@ -64,17 +72,21 @@ def at_least_zero(value: object) -> bool:
 
 
 def _whole_list(value: object, least: int) -> bool:
-    return isinstance(value, list) and all(_whole(item, least) for item in value)
+    if not isinstance(value, list):
+        return False
+    return set(map(type, value)) <= {int} and min(value, default=least) >= least
 
 
 def choice(*names: str) -> Kind:
     return Kind(" or ".join(names), lambda value: value in names)
 
 
-VERSION = Kind(
-    "of the form major.minor",
-    lambda value: isinstance(value, str) and re.fullmatch(r"\d+\.\d+", value) is not None,
-)
+def _spelled(name: str, pattern: str) -> Kind:
+    whole = re.compile(pattern).fullmatch
+    return Kind(name, lambda value: isinstance(value, str) and whole(value) is not None)
+
+
+VERSION = _spelled("of the form major.minor", "[0-9]{1,9}[.][0-9]{1,9}")
 TEXT = Kind("text", lambda value: isinstance(value, str))
 LINE = Kind("one line", lambda value: isinstance(value, str) and len(value.splitlines()) < 2)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
@@ -91,11 +103,8 @@ NUMBER = Kind("a number from 0", at_least_zero)
 IDS = Kind("a list of token ids", lambda value: _whole_list(value, 0))
 LENGTHS = Kind("a list of whole numbers from 1", lambda value: _whole_list(value, 1))
 SECONDS = Kind("seconds from 0", at_least_zero)
-HEX = Kind(
-    "lower-case hex digits",
-    lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]+", value) is not None,
-)
-SHA256 = Kind("a sha256 in hex", lambda value: HEX.holds(value) and len(value) == 64)
+HEX = _spelled("lower-case hex digits", "[0-9a-f]+")
+SHA256 = _spelled("a sha256 in hex", "[0-9a-f]{64}")
 
 
 def faults(record: Record, fields: Mapping[str, Field], schema: str) -> list[str]:
@@ -106,19 +115,19 @@ def faults(record: Record, fields: Mapping[str, Field], schema: str) -> list[str
     found = []
     for name, field in fields.items():
         value = record.get(name)
-        if name not in record:
-            if not field.optional:
-                found.append(f"{name} is missing")
-        elif value is None:
-            if field.null is Null.NEVER or (field.null is Null.FAILED and not failed):
+        if value is None:
+            if name not in record:
+                if not field.optional:
+                    found.append(f"{name} is missing")
+            elif field.null is Null.NEVER or (field.null is Null.FAILED and not failed):
                 found.append(f"{name} is null")
-        elif field.figure and failed:
+        elif failed and field.figure:
             found.append(f"{name} is a figure, null in a record of status {record['status']}")
         elif not field.kind.holds(value):
             found.append(f"{name} must be {field.kind.name}, not {json.dumps(value)[:60]}")
-    if not found and version(record["schema"]) <= version(schema):
-        found = [f"{name} is no key of schema {schema}" for name in record if name not in fields]
-    return found
+    if found or record.keys() <= fields.keys() or version(record["schema"]) > version(schema):
+        return found
+    return [f"{name} is no key of schema {schema}" for name in record if name not in fields]
 
 
 # Reading
@@ -130,7 +139,9 @@ def read(folder: Path | str, file: str, schema: str) -> list[Record]:
     UsageError where there are none to read, a line is damaged or the schema's major is another.
     """
     records = []
-    for number, line in complete_lines(content(folder, file)):
+    for number, line in lines(folder, file):
+        if not line.endswith(b"\n"):
+            break
         try:
             records.append(parse(line, schema))
         except ValueError as error:
@@ -138,14 +149,77 @@ def read(folder: Path | str, file: str, schema: str) -> list[Record]:
     return records
 
 
+def lines(folder: Path | str, file: str, longest: int = -1) -> Iterator[tuple[int, bytes]]:
+    """Line numbers from 1 and lines with their newlines, read as they are asked for.
+
+    A last line without a newline was torn by a kill. What is behind the `longest` bytes of a line
+    is left out, its newline too. UsageError as `opened`.
+    """
+    with opened(folder, file) as stream:
+        for number in itertools.count(1):
+            line = stream.readline(longest)
+            if not line:
+                return
+            yield number, line
+            while len(line) == longest and not line.endswith(b"\n"):
+                line = stream.readline(longest)
+
+
+def holds(folder: Path | str, file: str) -> bool:
+    """Whether the folder has the file, as it is or archived."""
+    return (Path(folder) / file).is_file() or archive(folder, file).is_file()
+
+
+def archive(folder: Path | str, file: str) -> Path:
+    """Where the file is kept when it is archived."""
+    return Path(folder) / f"{file}{ARCHIVED}"
+
+
 def content(folder: Path | str, file: str) -> bytes:
-    """The file as it is. UsageError where it cannot be read."""
+    """The file's bytes, unpacked where it is archived. UsageError where it cannot be read."""
+    with opened(folder, file) as stream:
+        return stream.read()
+
+
+def sha256(folder: Path | str, file: str) -> str:
+    """In hex, of the file's bytes, unpacked where it is archived: the same before and after."""
+    with opened(folder, file) as stream:
+        # BinaryIO lacks what the function asks of it in words only
+        return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
+
+
+@contextmanager
+def opened(folder: Path | str, file: str) -> Iterator[BinaryIO]:
+    """The file's bytes as a stream, unpacked where it is archived.
+
+    UsageError where there is none, there are both, or reading it in the block fails.
+    """
+    path = kept(folder, file)
     try:
-        return (Path(folder) / file).read_bytes()
+        if path.name == file:
+            with open(path, "rb") as plain:
+                yield plain
+        else:
+            with gzip.open(path, "rb") as packed:
+                yield cast(BinaryIO, packed)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UsageError(f"{path} is no whole archive ({error}); restore it") from None
     except OSError as error:
         raise UsageError(
-            f"cannot read {Path(folder) / file} ({error.strerror}); give the folder of a run"
+            f"cannot read {path} ({error.strerror}); give the folder of a run"
         ) from None
+
+
+def kept(folder: Path | str, file: str) -> Path:
+    """The path of the file, or of its archive where it is archived; UsageError where both are."""
+    plain, packed = Path(folder) / file, archive(folder, file)
+    if not packed.is_file():
+        return plain
+    if plain.exists():
+        raise UsageError(
+            f"{folder} holds both {file} and {packed.name}; remove the one that is out of date"
+        )
+    return packed
 
 
 def complete_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -156,7 +230,7 @@ def complete_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
 def parse(line: bytes, schema: str) -> Record:
     """One line's record. ValueError says what is wrong with it and names the mend."""
     try:
-        record = json.loads(line.decode(), parse_constant=_refuse_constant)
+        record = _decode(line.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}); restore the file or remove the line") from None
     core = ("schema", "key", "status")
@@ -179,6 +253,10 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
 
 
+_decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
+
+
+@functools.lru_cache(16)
 def version(text: str) -> tuple[int, int]:
     major, minor = text.split(".")
     return int(major), int(minor)
@@ -191,7 +269,8 @@ class Folder:
     """A folder held by one process: `with Folder(path, file, schema) as folder: ...`.
 
     Entering makes the folder, locks it and cuts a torn last line off its records.
-    UsageError if another process holds it, it cannot be written, or its records cannot be read.
+    UsageError if another process holds it, it cannot be written, or its records cannot be read or
+    are archived.
     """
 
     def __init__(self, path: Path | str, file: str, schema: str) -> None:
@@ -199,6 +278,11 @@ class Folder:
         self._name, self._schema = file, schema
 
     def __enter__(self) -> Self:
+        packed = kept(self.path, self._name)
+        if packed.name != self._name:
+            raise UsageError(
+                f"{packed} is archived and not written to; gunzip it first, or choose another --out"
+            )
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,8 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -20,7 +22,6 @@ from bench.journal import (
     IDS,
     LENGTHS,
     LINE,
-    LIST,
     NAME,
     NUMBER,
     OBJECT,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 Record: TypeAlias = journal.Record
 
-SCHEMA = "1.0"  # major.minor: readers accept every minor version of their major
+SCHEMA = "1.1"  # major.minor: readers accept every minor version of their major
 RECORDS = "records.jsonl"
 AUDIT = "audit.json"
 COMPANIONS = ("run.yaml", "environment.json", "history.jsonl")  # what a run folder holds besides
@@ -60,6 +61,34 @@ PHASE_SECONDS = Kind(
         and all(at_least_zero(seconds) for seconds in value.values())
     ),
 )
+
+# One verify step: nodes drafted, the root not counted; levels drafted, or null; characters of
+# `text` up to this step's last; times by phase.
+STEP = ("drafted", "depth", "end", "us")
+
+
+_of_step = itemgetter(*STEP)
+
+
+def _are_steps(values: Any) -> bool:
+    """Whether these are steps, looked at key by key: they are most of what a file holds."""
+    if not isinstance(values, list) or not set(map(type, values)) <= {dict}:
+        return False
+    try:
+        parts = list(zip(*map(_of_step, values), strict=True)) or [()] * len(STEP)
+    except KeyError:
+        return False
+    drafted, depths, ends, times = map(list, parts)
+    if not set(map(type, times)) <= {list} or not set(map(len, times)) <= {len(PHASES)}:
+        return False
+    known = [depth for depth in depths if depth is not None]
+    return all(map(IDS.holds, (drafted, known, ends, list(chain.from_iterable(times)))))
+
+
+# A step lies between the end of one accept phase and the end of the next, so that the steps add up
+# to `phase_s`: `us` holds [draft, verify, accept, other] in microseconds. `depth` counts the levels
+# that were drafted below the root. A character that two steps gave the bytes of is of the second.
+STEPS = Kind(f"a list of objects with {', '.join(STEP)}", _are_steps)
 
 FIELDS: dict[str, Field] = {
     "schema": Field(VERSION),
@@ -101,7 +130,10 @@ FIELDS: dict[str, Field] = {
     "draft_prefill_s": Field(SECONDS, Null.ANY, figure=True),
     "decode_s": Field(SECONDS, Null.FAILED, figure=True),
     "phase_s": Field(PHASE_SECONDS, Null.ANY, figure=True),
-    "steps": Field(LIST, Null.ANY, figure=True, optional=True),
+    # Of each verify step, in the records of repeat 0 alone, which keeps files small.
+    "steps": Field(STEPS, Null.ANY, figure=True, optional=True),
+    # Characters of `text` that prefill's token gives; with `steps`.
+    "prefill_end": Field(COUNT, Null.ANY, figure=True, optional=True),
     "drafted": Field(COUNT, Null.ANY, figure=True),
     "draft_parameters": Field(COUNT, Null.ANY, figure=True),
     "peak_memory_bytes": Field(COUNT, Null.ANY, figure=True),
@@ -257,7 +289,43 @@ def _broken_rules(record: Record) -> list[str]:
             for name in ("accept_lengths", "phase_s")
         ),
     ]
-    return [message for holds, message in rules if not holds]
+    return [message for holds, message in (*rules, *_step_rules(record)) if not holds]
+
+
+def _step_rules(record: Record) -> list[tuple[bool, str]]:
+    steps, first, lengths = record.get("steps"), record.get("prefill_end"), record["accept_lengths"]
+    if steps is None and first is None:
+        return []
+    if steps is None or first is None or lengths is None:
+        return [(False, "steps, prefill_end and accept_lengths do not come together")]
+    ends = [first, *(step["end"] for step in steps)]
+    drafted = sum(step["drafted"] for step in steps)
+    phases = record["phase_s"] or {} if steps else {}
+    times = zip(*(step["us"] for step in steps), strict=True)
+    spent = {name: sum(us) / 1e6 for name, us in zip(PHASES, times, strict=False)}
+    slack = 1e-6 * (len(steps) + 1)  # each is rounded
+    return [
+        (
+            len(steps) == len(lengths),
+            f"steps holds {len(steps)} steps, accept_lengths {len(lengths)}",
+        ),
+        (ends == sorted(ends), "a step ends in the text before the one before it"),
+        (
+            ends[-1] <= len(record["text"]),
+            f"steps end at {ends[-1]}, text at {len(record['text'])}",
+        ),
+        (
+            drafted == record["drafted"],
+            f"steps drafted {drafted} nodes, drafted {record['drafted']}",
+        ),
+        *(
+            (
+                abs(spent[name] - phases[name]) <= slack,
+                f"steps spent {spent[name]:.6f} s in {name}, phase_s says {phases[name]:.6f}",
+            )
+            for name in phases.keys() & spent.keys()
+        ),
+    ]
 
 
 def check(folder: Path | str) -> list[str]:

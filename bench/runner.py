@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from transformers import GenerationConfig
 
 from bench.decoding.decoder import Block, Decoder
+from bench.decoding.phases import PHASES, Phase
 from bench.decoding.sampling import Sampling
 
 CLOCK_TOLERANCE = 0.01  # share of decode_s by which phases and the host's clock may disagree
@@ -18,7 +19,8 @@ CLOCK_TOLERANCE = 0.01  # share of decode_s by which phases and the host's clock
 
 @dataclass(frozen=True)
 class Turn:
-    """The figures of one answer; names and units are the records'."""
+    """The figures of one answer; names and units are the records'. `steps` lacks where a step ends
+    in the text, which no one knows here."""
 
     output_ids: list[int]
     finish: str
@@ -29,6 +31,7 @@ class Turn:
     phase_s: dict[str, float] | None
     drafted: int | None
     peak_memory_bytes: int | None
+    steps: list[dict[str, Any]] | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -81,7 +84,7 @@ def run_turn(
     target.reserve(len(prompt_ids) + max_new_tokens + decoder.width)
     stop = StopRule(max_new_tokens, eos_ids)
     lengths: list[int] = []
-    drafted = 0
+    drafts: list[tuple[int, int | None]] = []  # of each step: nodes, levels
     with torch.inference_mode():
         _settle(target.device)
         started = time.perf_counter()
@@ -93,8 +96,9 @@ def run_turn(
         clock.start()
         while stop.finish is None:
             block = _next(blocks)
+            clock.step()
             lengths.append(stop.take(block.ids))
-            drafted += block.drafted
+            drafts.append((block.drafted, block.depth))
         last = time.perf_counter()
         phase_s = clock.stop()
     decode_s = last - first if lengths else 0.0
@@ -106,10 +110,24 @@ def run_turn(
         draft_prefill_s=draft_prefill_s,
         decode_s=decode_s,
         phase_s={str(phase): seconds for phase, seconds in phase_s.items()},
-        drafted=drafted,
+        drafted=sum(nodes for nodes, _ in drafts),
         peak_memory_bytes=_peak_memory(target.device),
+        steps=[
+            {"drafted": nodes, "depth": depth, "us": us}
+            for (nodes, depth), us in zip(drafts, _microseconds(clock.steps()), strict=True)
+        ],
         warnings=_clock_warnings(sum(phase_s.values()), decode_s) if lengths else [],
     )
+
+
+def _microseconds(steps: Iterable[Mapping[Phase, float]]) -> Iterator[list[int]]:
+    """Each step's [draft, verify, accept, other] in whole microseconds, rounded so that the steps
+    up to any of them add up to their seconds."""
+    seconds, told = [0.0] * len(PHASES), [0] * len(PHASES)
+    for step in steps:
+        seconds = [sum_ + step[phase] for sum_, phase in zip(seconds, PHASES, strict=True)]
+        before, told = told, [round(1e6 * sum_) for sum_ in seconds]
+        yield [now - then for now, then in zip(told, before, strict=True)]
 
 
 def _next(blocks: Iterator[Block]) -> Block:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -14,7 +15,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from bench import audit, history
+from bench import history
+from bench.audit_session import Auditor
 from bench.config import RunConfig
 from bench.decoding import engines
 from bench.decoding.decoder import Decoder, TargetInfo
@@ -23,6 +25,7 @@ from bench.decoding.target import TargetModel
 from bench.errors import UsageError
 from bench.history import Prompt
 from bench.methods import STOCK, Method
+from bench.offsets import offsets
 from bench.plan import PACKAGE, Cell, Slot, generator_seed, slots
 from bench.prompts import Questions
 from bench.records import (
@@ -262,7 +265,7 @@ class Session:
                 )
             else:
                 turn = self._turn(row.decoder, prompt, sampling)
-            whole = record | self._figures(row, turn)
+            whole = record | self._figures(row, turn, detailed=slot.repeat == 0)
             broken = violations(whole)
             if broken:
                 raise RuntimeError("; ".join(broken))
@@ -341,15 +344,26 @@ class Session:
             "error": None,
         }
 
-    def _figures(self, row: Row, turn: Turn) -> dict[str, Any]:
+    def _figures(self, row: Row, turn: Turn, detailed: bool) -> dict[str, Any]:
+        """What a record says of `turn`, with its steps where `detailed`."""
+        text = self._text(turn.output_ids)
         return {
             "status": "ok",
             **turn.figures(),
             "warnings": row.warnings + turn.warnings,
-            "text": self._text(turn.output_ids),
+            "text": text,
+            **self._steps(turn, text, detailed),
             "draft_parameters": row.decoder.draft_parameters if row.decoder else None,
             "startup_s": row.startup_s,
         }
+
+    def _steps(self, turn: Turn, text: str, detailed: bool) -> dict[str, Any]:
+        if not detailed or turn.steps is None or turn.accept_lengths is None:
+            return {"steps": None, "prefill_end": None}
+        counts = list(itertools.accumulate(turn.accept_lengths, initial=1))
+        first, *ends = offsets(self._text, turn.output_ids, counts, text)
+        steps = [{**step, "end": end} for step, end in zip(turn.steps, ends, strict=True)]
+        return {"steps": steps, "prefill_end": first}
 
     def _text(self, ids: Sequence[int]) -> str:
         text: str = self.loaded.tokenizer.decode(ids, skip_special_tokens=True)
@@ -359,22 +373,8 @@ class Session:
 
     def _audit(self, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
         ids = {prompt.sha256: prompt.ids for prompt in prompts if not prompt.skip}
-        records = [r for r in latest(read(self.folder.path)) if r["prompt_sha256"] in ids]
-        decoders: dict[str, Decoder] = {}
-        exact: list[TargetModel] = []
-
-        def redo(name: str, prompt: Sequence[int], budget: int) -> list[int]:
-            if not exact:
-                exact.append(audit.in_float64(self.target))
-            if name == STOCK:
-                turn = run_stock(exact[0].model, prompt, Sampling(), 0, budget, self.loaded.eos_ids)
-                return turn.output_ids
-            if name not in decoders:
-                decoders[name] = self._build(name, exact[0])
-            turn = run_turn(decoders[name], prompt, Sampling(), budget, self.loaded.eos_ids)
-            return turn.output_ids
-
-        return audit.rows(self.name, self.target, ids, redo, records)
+        auditor = Auditor(self.loaded, self.methods, ids, self._on)
+        return auditor.rows(latest(read(self.folder.path)))
 
 
 def _reason(error: Exception) -> str:

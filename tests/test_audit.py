@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from baselines.autoregressive import Autoregressive
-from bench import audit, records
-from bench.audit import Difference
+from bench import audit_outputs, records
+from bench.audit_decoding import in_precision
+from bench.audit_outputs import Difference, Divergence
 from bench.decoding.decoder import Block, Settings
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
@@ -69,7 +70,7 @@ class Doubtful(Autoregressive):
         step = target.prefill(prompt_ids)
         while True:
             (first, second), ids = step.logits[-1].double().topk(2)
-            near = float(first - second) < audit.FLOAT32_GAP
+            near = float(first - second) < audit_outputs.FLOAT32_GAP
             doubt = near and (self.always or target.dtype == torch.float32)
             token = int(ids[1] if doubt else ids[0])
             yield Block((token,))
@@ -110,7 +111,8 @@ def test_a_wrong_method_is_a_defect_and_a_lossy_one_is_not_compared(
     install(monkeypatch, Wrong, Lossy, Early)
     assert run("--out", "run", "--methods", "wrong", "lossy", "early", "--repeats", "2") == 0
     found = rows("run")
-    assert set(found) == {"wrong at 0", "early at 0"}
+    assert set(found) == {"wrong at 0", "early at 0", "lossy at 0"}
+    assert [found["lossy at 0"][name] for name in COUNTS] == [0, 0, 0, 0]
     expected = {(r["prompt_id"], r["turn"]): r for r in harness.of("run", REFERENCE)}
     off = [r for r in harness.of("run", "wrong") if r["prompt_tokens"] % 2]
     assert 0 < len(off) < 2 * harness.TURNS  # some are equal, some are not
@@ -130,7 +132,7 @@ def test_a_wrong_method_is_a_defect_and_a_lossy_one_is_not_compared(
         assert position == 4
         assert reference[:position] == record["output_ids"][:position]
         assert example["verdict"] == "defect"
-        assert example["gap"] > audit.FLOAT32_GAP
+        assert example["gap"] > audit_outputs.FLOAT32_GAP
     early = found["early at 0"]
     assert early["defects"] == early["compared"] - early["equal"] > 0
     problems = [problem for problem in records.check("run") if "reference" in problem]
@@ -145,7 +147,9 @@ def test_a_float32_tie_must_agree_in_float64(
     always: bool, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, Doubtful)
-    monkeypatch.setattr(audit, "FLOAT32_GAP", 0.02)  # there are few ties to be found at 1e-3
+    monkeypatch.setattr(
+        audit_outputs, "FLOAT32_GAP", 0.02
+    )  # there are few ties to be found at 1e-3
     monkeypatch.setattr(Doubtful, "always", always)
     flags = ("--models", "synthetic:tiny", "--methods", "doubtful", "--max-new-tokens", "16")
     assert run(*flags, "--out", "run") == 0
@@ -198,62 +202,58 @@ def target() -> Iterator[TargetModel]:
         yield TargetModel(model)
 
 
-def record_of(ids: list[int], method: str = "other", **changes: Any) -> records.Record:
-    return {
-        "method": method,
-        "params": {},
-        "output_ids": ids,
-        "prompt_sha256": "p",
-        "max_new_tokens": len(ids),
-        **changes,
-    }
-
-
 PROMPT = [1, 2, 3]
 
 
-def difference(target: TargetModel, position: int, rank: int) -> tuple[Difference, list[int]]:
-    """The reference's output, and one that takes the `rank`-th choice at `position`."""
+def changed(target: TargetModel, position: int, rank: int) -> tuple[list[int], list[int]]:
+    """An answer that takes the `rank`-th choice at `position`, and the reference's."""
     ids = reference_turn(target, PROMPT, 8)
     with torch.inference_mode():
         logits = target.prefill([*PROMPT, *ids[:position]]).logits[0]
-    other = [*ids[:position], int(logits.topk(rank + 1).indices[rank]), *ids[position + 1 :]]
-    return Difference(record_of(other), record_of(ids, REFERENCE), position), other
+    other = int(logits.topk(rank + 1).indices[rank])
+    return [*ids[:position], other, *ids[position + 1 :]], ids
+
+
+def explain(
+    target: TargetModel, answers: tuple[list[int], list[int]], agree: bool | None = None
+) -> Divergence:
+    """`agree`: whether both are the same in float64; None where that must not be asked."""
+
+    def asked() -> bool:
+        assert agree is not None
+        return agree
+
+    return audit_outputs.classify(target, PROMPT, *answers, asked)
 
 
 def test_a_float32_difference_of_some_size_is_a_defect(target: TargetModel) -> None:
-    found, _ = difference(target, 3, 5)
+    ids, expected = changed(target, 3, 5)
+    found = explain(target, (ids, expected))
+    assert (found.verdict, found.position) == ("defect", 3)
+    assert (found.token, found.reference_token) == (ids[3], expected[3])
+    assert found.noise == audit_outputs.FLOAT32_GAP
+    assert found.gap is not None
+    assert found.top2_gap is not None
+    assert found.gap > found.top2_gap > found.noise
 
-    def redo(name: str, prompt: Sequence[int], budget: int) -> list[int]:  # noqa: ARG001
-        raise AssertionError("no float64 is needed")
 
-    gap, verdict = audit.classify(target, {"p": PROMPT}, found, redo)
-    assert verdict == "defect"
-    assert gap is not None
-    assert gap > audit.FLOAT32_GAP
+def test_the_two_best_logits_are_the_references(target: TargetModel) -> None:
+    found = explain(target, changed(target, 3, 1))
+    assert found.gap == pytest.approx(found.top2_gap, abs=1e-4)
 
 
-@pytest.mark.parametrize(("same", "expected"), [(True, "tie"), (False, "defect")])
+@pytest.mark.parametrize(("agree", "expected"), [(True, "tie"), (False, "defect")])
 def test_a_near_float32_difference_is_decided_in_float64(
-    same: bool, expected: str, target: TargetModel, monkeypatch: pytest.MonkeyPatch
+    agree: bool, expected: str, target: TargetModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found, other = difference(target, 3, 1)
-    monkeypatch.setattr(audit, "FLOAT32_GAP", 1e3)
-    asked: list[tuple[str, int]] = []
-
-    def redo(name: str, prompt: Sequence[int], budget: int) -> list[int]:
-        assert list(prompt) == PROMPT
-        asked.append((name, budget))
-        return found.reference["output_ids"] if name == REFERENCE or same else other
-
-    assert audit.classify(target, {"p": PROMPT}, found, redo)[1] == expected
-    assert asked == [("other", 8), (REFERENCE, 8)]
+    monkeypatch.setattr(audit_outputs, "FLOAT32_GAP", 1e3)
+    assert explain(target, changed(target, 3, 1), agree).verdict == expected
 
 
 def test_an_output_cut_short_is_a_defect(target: TargetModel) -> None:
     ids = reference_turn(target, PROMPT, 8)
-    found = Difference(record_of(ids[:5]), record_of(ids, REFERENCE), None)
-    assert audit.classify(target, {"p": PROMPT}, found, lambda *_: []) == (None, "defect")
+    nothing = (None,) * 6
+    assert explain(target, (ids[:5], ids)) == Divergence(*nothing, "defect")
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(1, "tie"), (20, "defect")])
@@ -267,27 +267,28 @@ def test_half_precision_holds_the_gap_against_the_noise(rank: int, expected: str
             logits = half.prefill([*PROMPT, *ids[:3]]).logits[0]
         first = VOCAB - 3 if rank == 1 else ids[3]
         second = VOCAB - 2 if rank == 1 else int(logits.topk(rank + 1).indices[rank])
-        at = Difference(record_of([*ids[:3], second]), record_of([*ids[:3], first], REFERENCE), 3)
-        gap, verdict = audit.classify(half, {"p": PROMPT}, at, lambda *_: [])
-    assert verdict == expected
-    assert gap is not None
-    assert (gap == 0) == (rank == 1)
+        found = explain(half, ([*ids[:3], second], [*ids[:3], first]))
+    assert found.verdict == expected
+    assert found.gap is not None
+    assert found.noise is not None
+    assert (found.gap == 0) == (rank == 1)
+    assert (found.gap <= found.noise) == (expected == "tie")
 
 
 def test_logits_of_all_widths_agree(target: TargetModel) -> None:
     ids = [*PROMPT, *reference_turn(target, PROMPT, 80)]
     with torch.inference_mode():
         plain = target.model(input_ids=torch.tensor([ids])).logits[0, -1]
-    logits = audit.logits_by_width(target, ids)
-    assert logits.shape == (len(audit.WIDTHS) + 1, VOCAB)
+    logits = audit_outputs.logits_by_width(target, ids)
+    assert logits.shape == (len(audit_outputs.WIDTHS) + 1, VOCAB)
     torch.testing.assert_close(logits, plain.expand_as(logits), rtol=1e-4, atol=1e-4)
-    few = audit.logits_by_width(target, ids[:3])
+    few = audit_outputs.logits_by_width(target, ids[:3])
     assert few.shape == (3, VOCAB)  # widths 1 and 2, and the prefill
-    assert audit.logits_by_width(target, ids[:1]).shape == (1, VOCAB)
+    assert audit_outputs.logits_by_width(target, ids[:1]).shape == (1, VOCAB)
 
 
 def test_float64_is_a_model_of_its_own(target: TargetModel) -> None:
-    exact = audit.in_float64(target)
+    exact = TargetModel(in_precision(target.model, torch.float64))
     assert exact.dtype == torch.float64
     assert target.model.dtype == torch.float32
     before = reference_turn(target, PROMPT, 12)
@@ -306,7 +307,7 @@ def test_float64_copies_the_model_and_not_what_hooks_onto_it(
         raise TypeError("cannot pickle 'Event' object")
 
     monkeypatch.setattr(TargetModel, "__deepcopy__", refuse, raising=False)
-    exact = audit.in_float64(target)
+    exact = TargetModel(in_precision(target.model, torch.float64))
     assert reference_turn(exact, PROMPT, 4) == reference_turn(target, PROMPT, 4)
 
 
@@ -354,7 +355,7 @@ REFERENCE_RECORD = made(method=REFERENCE)
     ],
 )
 def test_what_has_no_partner_is_not_compared(changes: dict[str, Any]) -> None:
-    assert list(audit.differences([REFERENCE_RECORD, made(**changes)])) == []
+    assert list(audit_outputs.differences([REFERENCE_RECORD, made(**changes)])) == []
 
 
 @pytest.mark.parametrize(
@@ -363,16 +364,16 @@ def test_what_has_no_partner_is_not_compared(changes: dict[str, Any]) -> None:
 )
 def test_the_first_difference_is_named(ids: list[int], position: int | None) -> None:
     records_found = [made(output_ids=ids), REFERENCE_RECORD]
-    ((row, found),) = audit.differences(records_found)
-    assert row == ("m", "eager", "float32", "set", "lookahead", 0.0)
+    ((record, found),) = audit_outputs.differences(records_found)
+    assert audit_outputs.row_of(record) == ("m", "eager", "float32", "set", "lookahead", 0.0)
     assert found == Difference(records_found[0], REFERENCE_RECORD, position)
 
 
 def test_the_stock_row_is_held_against_any_engine() -> None:
     eager, graph = REFERENCE_RECORD, made(method=REFERENCE, engine="graph", output_ids=[1, 2, 9])
     stock = made(method="transformers_generate", engine=STOCK_ENGINE, output_ids=[1, 2, 9])
-    ((row, found),) = audit.differences([eager, graph, stock])
-    assert (row[1], found) == (STOCK_ENGINE, None)
-    ((_, other),) = audit.differences([eager, stock])
+    ((record, found),) = audit_outputs.differences([eager, graph, stock])
+    assert (record["engine"], found) == (STOCK_ENGINE, None)
+    ((_, other),) = audit_outputs.differences([eager, stock])
     assert other is not None
     assert other.position == 2

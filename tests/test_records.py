@@ -2,6 +2,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from bench.errors import UsageError
 from bench.records import (
     FIGURES,
+    SCHEMA,
     RunFolder,
     blank_figures,
     check,
@@ -93,6 +95,15 @@ def lookahead(**changes: Any) -> Record:
 def stock(**changes: Any) -> Record:
     whole = {"engine": "stock", "method": "transformers_generate"}
     return turn(**whole, accept_lengths=None, phase_s=None, drafted=None, **changes)
+
+
+def stepped(*steps: Record, prefill_end: int | None = 1, **changes: Any) -> Record:
+    """`turn` with its three steps, of which `steps` change some fields."""
+    made = [{"drafted": 0, "depth": 0, "end": 2 + at, "us": [0, 0, 0, 0]} for at in range(3)]
+    made[0]["us"] = [0, 200_000, 0, 50_000]
+    for step, change in zip(made, steps, strict=False):
+        step |= change
+    return turn(**{"steps": made, "prefill_end": prefill_end} | changes)
 
 
 def write(folder: Path, *records: Record) -> Path:
@@ -270,7 +281,7 @@ def test_another_major_is_refused_and_left_alone(tmp_path: Path) -> None:
         file.write(b"torn")
     before = (tmp_path / "records.jsonl").read_bytes()
     for enter in (read, lambda path: RunFolder(path).__enter__()):
-        with pytest.raises(UsageError, match=r"line 1: schema 2\.0 .* 1\.0"):
+        with pytest.raises(UsageError, match=rf"line 1: schema 2\.0 .* {re.escape(SCHEMA)}"):
             enter(tmp_path)
     assert (tmp_path / "records.jsonl").read_bytes() == before
     assert any("line 1: schema 2.0" in problem for problem in check(tmp_path))
@@ -281,7 +292,7 @@ def test_any_minor_is_read(tmp_path: Path) -> None:
     assert read(write(tmp_path, newer)) == [newer]
     assert check(tmp_path) == []
     assert frame([tmp_path])["colour"].tolist() == ["blue"]
-    assert violations(turn(colour="blue")) == ["colour is no key of schema 1.0"]
+    assert violations(turn(colour="blue")) == [f"colour is no key of schema {SCHEMA}"]
 
 
 @pytest.mark.parametrize(
@@ -351,7 +362,7 @@ def test_frame_has_every_field_and_the_label(tmp_path: Path) -> None:
     assert table["output_ids"].iloc[0] == [5, 0, 3, 9]
     empty = frame([write(tmp_path / "none")])
     assert len(empty) == 0
-    assert {*turn(), "steps", "label"} == set(empty.columns) == set(table.columns)
+    assert {*turn(), "steps", "prefill_end", "label"} == set(empty.columns) == set(table.columns)
 
 
 # Checking
@@ -364,6 +375,12 @@ def test_check_passes_a_good_folder(tmp_path: Path) -> None:
     short: Record = {"new_tokens": 1, "output_ids": [2], "accept_lengths": [], "finish": "eos"}
     short["turn"] = 2
     good = [turn(), failure(**short), turn(**short), lookahead(), stock(), unavailable]
+    good += [
+        stepped(turn=3),
+        turn(turn=4, steps=None, prefill_end=None),
+        stepped({"depth": None, "end": 1}, turn=5, prefill_end=0),
+        turn(**short | {"turn": 6, "steps": [], "prefill_end": 10}),
+    ]
     assert check(write(tmp_path, *good)) == []
 
 
@@ -406,6 +423,24 @@ MUTATIONS: list[tuple[str, Record]] = [
     ("warnings", turn(warnings=[1])),
     ("colour", turn(colour="blue")),
     ("steps is a figure", failure() | {"steps": []}),
+    ("prefill_end is a figure", failure() | {"prefill_end": 0}),
+    ("steps must be a list of objects", turn(steps={}, prefill_end=0)),
+    ("steps must be a list of objects", turn(steps=[0, 0, 0], prefill_end=0)),
+    ("steps must be a list of objects", stepped({"drafted": -1})),
+    ("steps must be a list of objects", stepped({"depth": 0.5})),
+    ("steps must be a list of objects", stepped({"end": None})),
+    ("steps must be a list of objects", stepped({"us": [0, 0, 0]})),
+    ("steps must be a list of objects", stepped({"us": [0, 0.5, 0, 0]})),
+    ("prefill_end must", stepped(prefill_end=-1)),
+    ("do not come together", stepped(prefill_end=None)),
+    ("do not come together", turn(prefill_end=1)),
+    ("do not come together", stock(steps=[], prefill_end=1)),
+    ("steps holds 3 steps, accept_lengths 2", stepped(accept_lengths=[1, 2])),
+    ("a step ends in the text before", stepped({"end": 4})),
+    ("a step ends in the text before", stepped(prefill_end=3)),
+    ("steps end at 13, text at 10", stepped({}, {}, {"end": 13})),
+    ("steps drafted 5 nodes, drafted 0", stepped({"drafted": 5})),
+    ("in verify, phase_s says 0.2", stepped({"us": [0, 100_000, 0, 50_000]})),
     *(
         (f"{name} is a figure", failure() | {name: turn()[name]})
         for name in FIGURES

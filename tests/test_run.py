@@ -221,7 +221,9 @@ def fresh(folder: Path) -> list[str]:
 
 def another_schema(folder: Path) -> list[str]:
     path = folder / "records.jsonl"
-    path.write_text(path.read_text().replace('"schema":"1.0"', '"schema":"2.0"') + "torn")
+    path.write_text(
+        path.read_text().replace(f'"schema":"{records.SCHEMA}"', '"schema":"2.0"') + "torn"
+    )
     return ["--out", str(folder)]
 
 
@@ -259,7 +261,7 @@ def below_a_file(folder: Path) -> list[str]:
         (other_settings, "holds a run of other settings .*choose another --out"),
         (other_questions, "holds a run of other settings .*choose another --out"),
         (fresh, "holds records and --no-resume writes none over; choose another --out"),
-        (another_schema, r"line 1: schema 2\.0 is of another major version than 1\.0"),
+        (another_schema, r"line 1: schema 2\.0 is of another major version than 1\."),
         (another_machine, r"recorded with another packages torch \(1\.0, now .*another --out"),
         (damaged_records, r"records\.jsonl line 1: not JSON .*restore the file"),
         (damaged_history, r"history\.jsonl line 1 is no answer"),

@@ -122,6 +122,7 @@ def test_a_turn_counts_what_it_keeps() -> None:
     assert decoder.reserved == [3 + 8 + 5]  # prompt, budget, widest step
     assert turn.peak_memory_bytes is None
     assert turn.figures().keys() <= {*FIGURES, "warnings"}
+    assert [step["drafted"] for step in turn.steps or []] == [10, 20, 30]
 
 
 def test_the_budget_cuts_the_last_block() -> None:
@@ -134,6 +135,7 @@ def test_the_budget_cuts_the_last_block() -> None:
 def test_an_answer_of_one_token_has_no_loop(budget: int, eos: Sequence[int], finish: str) -> None:
     turn = turn_of(Scripted([5], [6]), budget, eos)
     assert (turn.output_ids, turn.accept_lengths, turn.drafted) == ([5], [], 0)
+    assert turn.steps == []
     assert (turn.finish, turn.decode_s, turn.warnings) == (finish, 0.0, [])
 
 
@@ -186,6 +188,18 @@ def test_the_loops_time_goes_to_its_phase(phase: Phase) -> None:
 def test_what_follows_the_last_block_is_not_timed() -> None:
     turn = turn_of(Scripted([5], [1, EOS], [2], before={2: nap}))
     assert turn.decode_s < NAP
+
+
+def test_a_steps_time_is_its_own_and_steps_add_up() -> None:
+    blocks = ([5], [1], [2], [3], [4, EOS])
+    turn = turn_of(Scripted(*blocks, before={1: nap, 3: nap}, phase="verify"))
+    assert turn.steps is not None
+    assert turn.phase_s is not None
+    at = PHASES.index("verify")
+    assert [step["us"][at] >= NAP * 1e6 for step in turn.steps] == [True, False, True, False]
+    for place, phase in enumerate(PHASES):
+        spent = sum(step["us"][place] for step in turn.steps)
+        assert spent == pytest.approx(1e6 * turn.phase_s[phase], abs=1)
 
 
 class Slow(PhaseClock):
@@ -347,6 +361,32 @@ def test_accept_lengths_sum_and_every_lossless_row_equals_the_reference(
             assert (max(lengths) == 1) or record["method"] != REFERENCE
     longest = max(max(r["accept_lengths"]) for r in harness.of("run", "prompt_lookup"))
     assert longest > 1  # or the comparison tests nothing
+
+
+def test_steps_are_kept_of_the_first_repeat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.settle(tmp_path, monkeypatch)
+    assert run("--out", "run", "--repeats", "2", "--max-new-tokens", "24") == 0
+    found = harness.kept("run")
+    assert records.check("run") == []
+    for record in found:
+        steps = record["steps"]
+        if record["repeat"] or record["method"] == "transformers_generate":
+            assert (steps, record["prefill_end"]) == (None, None)
+            continue
+        assert len(steps) == len(record["accept_lengths"])
+        ends = [record["prefill_end"], *(step["end"] for step in steps)]
+        assert ends == sorted(ends)
+        assert ends[-1] == len(record["text"])
+        deepest = max(step["depth"] for step in steps)
+        assert deepest >= max(record["accept_lengths"]) - 1
+        assert (deepest == 0) == (record["method"] == REFERENCE)
+    assert {r["method"] for r in found if r["steps"]} == {
+        REFERENCE,
+        "lookahead",
+        "prompt_lookup",
+    }
 
 
 def test_sampling_is_seeded_by_repeat_and_shared_by_methods(
