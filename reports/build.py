@@ -6,95 +6,110 @@ python -m reports.build results/<run> [...] [--out reports/index.html]
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
-from bench import cost_records, records, tuned
+from bench import cost_records, journal, records, tuned
 from bench.errors import UsageError
-from reports import cost, metrics, sections
-from reports.tables import Page, Run
+from reports import comparability, cost, ingest, layout, metrics, rendering, sections
+from reports.helper import side_by_side
+from reports.tables import Page, Run, Section
 
 OUT = Path("reports/index.html")
 RUN_SETTINGS = "run.yaml"
+LARGE = 20_000  # records whose page two processes make
 
 
 def build(folders: Sequence[Path], out: Path) -> None:
-    """Writes the page of the runs in `folders` to `out`, whole or not at all.
+    """Writes the page of the runs in `folders` to `out`, whole or not at all, and what was left out
+    of them to stderr.
 
-    UsageError where a folder holds no records or damaged files, or `out` cannot be written.
+    UsageError where nothing of a folder can be used, or `out` cannot be written.
     """
-    _write(out, render(load(folders)))
+    with ingest.collecting_later():
+        page = load(folders)
+        for notice in page.notices:
+            print(f"note: {notice}", file=sys.stderr)
+        write(out, render(page))
 
 
 def load(folders: Sequence[Path]) -> Page:
     """The records and companions of runs and studies, which are named after their folders."""
-    names = [Path(folder).resolve().name for folder in folders]
+    names = [ingest.inert(Path(folder).resolve().name) for folder in folders]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two runs are named {twice}; give each folder once, or rename one")
-    frames: list[pd.DataFrame] = []
+    frames = [ingest.empty()]
     costs: list[records.Record] = []
     runs = []
+    notices: list[str] = []
     for folder, name in zip(map(Path, folders), names, strict=True):
-        study = (folder / cost_records.COSTS).is_file()
+        study = journal.holds(folder, cost_records.COSTS)
+        run = _run(folder, name, cost_records.SETTINGS if study else RUN_SETTINGS)
         if study:
-            found = cost_records.latest(cost_records.read(folder))
-            costs += [{**record, "run": name} for record in found]
+            measured, said = ingest.study(folder, name, run.settings)
+            costs += measured
         else:
-            frames.append(records.frame([folder]).assign(run=name))
-        if not len(found if study else frames[-1]):
-            raise UsageError(f"{folder} holds no records; run the benchmark first")
-        runs.append(_run(folder, name, cost_records.SETTINGS if study else RUN_SETTINGS))
-    table = pd.concat(frames or [records.frame([])], ignore_index=True)
+            frame, said = ingest.run(folder, name, run.settings)
+            frames.append(frame)
+        runs.append(run)
+        notices += said
+    table = pd.concat(frames[1:] or frames, ignore_index=True)
     shown = table[table["dataset"] != metrics.TUNING]
-    return Page(runs, metrics.prepare(shown), len(table) - len(shown), costs)
+    return Page(runs, metrics.prepare(shown), len(table) - len(shown), costs, notices)
 
 
-def render(page: Page) -> str:
-    """The page as one HTML text."""
-    environment = templates()
-    style = files("reports.templates").joinpath("style.css").read_text(encoding="utf-8")
+def render(page: Page, makers: Sequence[Callable[[Page], Section]] = ()) -> str:
+    """The page as one HTML text, with the sections of `makers` or, where it is empty, with all."""
+    environment = rendering.environment()
+    environment.filters |= {"csv": layout.download, "anchor": layout.anchor}
     table = page.records
     models = dict.fromkeys([*table["model"], *(record["model"] for record in page.costs)])
     versions = [*table["package_version"], *(record["package_version"] for record in page.costs)]
     good = [*table["ok"], *(record["status"] == "ok" for record in page.costs)]
     study = bool(page.costs) and table.empty
-    shown = sections.OF_STUDIES if study else sections.SECTIONS
+    makers = makers or (sections.OF_STUDIES if study else sections.SECTIONS)
+    shown = [s for s in _made(page, makers) if s.tables or s.body or s.empty]
     return environment.get_template("report.html.j2").render(
         title=": ".join(filter(None, ("Decoding benchmark", ", ".join(models)))),
         runs=page.runs,
-        style=Markup(style),
+        style=rendering.assets("style.css", "viewer.css"),
+        script=rendering.assets("script.js", "viewer.js"),
         smoke=sections.smoke(page),
-        notes=sections.notes(page),
+        notes=[*sections.notes(page), *page.notices],
+        warnings=comparability.notes(page),
+        compared=next((s.id for s in shown if s.id == "comparability"), None),
         cards=cost.cards(page) if study else sections.cards(page),
-        sections=[s for s in (make(page) for make in shown) if s.tables or s.empty],
+        sections=shown,
+        glossary=layout.Glossary(shown),
+        filters=layout.filters(page),
+        filtered=layout.HEADS,
         count=len(good),
         good=sum(good),
         versions=list(dict.fromkeys(versions)),
     )
 
 
-def templates() -> Environment:
-    """The page's templates: a name that is not given is an error, and all text is escaped."""
-    return Environment(
-        loader=PackageLoader("reports", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def _made(page: Page, makers: Sequence[Callable[[Page], Section]]) -> list[Section]:
+    """The sections, every other one made by a second process where there are many records."""
+    large = len(page.records) > LARGE
+    if large:
+        _ = page.speedup, page.accepted, page.shares  # which most sections show
+    first, second = side_by_side(
+        lambda: [make(page) for make in makers[::2]],
+        lambda: [make(page) for make in makers[1::2]],
+        worth_it=large,
     )
+    return [*chain.from_iterable(zip(first, second, strict=False)), *first[len(second) :]]
 
 
 def _run(folder: Path, name: str, settings_name: str) -> Run:
@@ -113,9 +128,9 @@ def _run(folder: Path, name: str, settings_name: str) -> Run:
         )
     state, audited = _audit(folder)
     found = tuned.read(folder / tuned.FILE)
-    return Run(
-        name, settings, settings_text or "", environment, state, audited, found, settings_name
-    )
+    settings, environment = ingest.inert_values(settings), ingest.inert_values(environment)
+    shown = "\n".join(map(ingest.inert, (settings_text or "").splitlines()))
+    return Run(name, settings, shown, environment, state, audited, found, settings_name)
 
 
 def _audit(folder: Path) -> tuple[str, list[dict[str, Any]]]:
@@ -123,11 +138,14 @@ def _audit(folder: Path) -> tuple[str, list[dict[str, Any]]]:
     found = _text(folder / records.AUDIT)
     if found is None:
         return "not audited", []
-    written = hashlib.sha256((folder / records.RECORDS).read_bytes()).hexdigest()
+    try:
+        written = journal.sha256(folder, records.RECORDS)
+    except UsageError:  # an archive that is cut off, of which a part can be read
+        written = None
     try:
         audit = json.loads(found)
         rows = [
-            {name: row[name] for name in (*metrics.NAME[1:], *metrics.AUDIT, "examples")}
+            {**row, **{n: row[n] for n in (*metrics.NAME[1:], *metrics.AUDIT, "examples")}}
             for row in audit["rows"]
             if row["dataset"] != metrics.TUNING
         ]
@@ -148,9 +166,11 @@ def _text(path: Path) -> str | None:
         raise UsageError(f"cannot read {path} ({error}); restore it") from None
 
 
-def _write(out: Path, text: str) -> None:
+def write(out: Path, text: str, flag: str = "--out") -> None:
+    """Writes the file whole or not at all. UsageError, which names the `flag` that it came by,
+    where it cannot be written."""
     if out.is_dir():
-        raise UsageError(f"cannot write {out}: it is a folder; choose another --out")
+        raise UsageError(f"cannot write {out}: it is a folder; choose another {flag}")
     draft = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +179,7 @@ def _write(out: Path, text: str) -> None:
     except OSError as error:
         with suppress(OSError):
             draft.unlink()
-        raise UsageError(f"cannot write {out} ({error.strerror}); choose another --out") from None
+        raise UsageError(f"cannot write {out} ({error.strerror}); choose another {flag}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,9 @@
 """Records and run folders for the report's tests, made by hand."""
 
 import hashlib
+import itertools
 import json
+import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,8 @@ def record(method: str = "autoregressive", **changes: Any) -> Record:
         "finish": "eos",
         "warnings": [],
     } | changes
+    if made["prompt_sha256"] is not None:
+        made["prompt_sha256"] = made["prompt_sha256"].zfill(64)
     made.setdefault("new_tokens", 1 + sum(made["accept_lengths"] or []))
     made.setdefault("output_ids", [0] * made["new_tokens"])
     made["key"] = records.digest(
@@ -111,6 +115,76 @@ def duel(questions: int = 4, repeats: int = 2, **changes: Any) -> list[Record]:
         "drafted": 6,
     }
     return [one for same in shared for one in (record(**same), record("fast", **fast, **same))]
+
+
+CROWD: tuple[
+    tuple[str, Record, int, tuple[float, ...]], ...
+] = (  # method, parameters, tokens of a step, shares of a step's time by phase
+    ("autoregressive", {}, 1, (0.0, 0.97, 0.02, 0.01)),
+    ("lookahead", {"n": 4, "w": 3}, 2, (0.05, 0.9, 0.03, 0.02)),
+    ("chimera", {"nodes": 15}, 3, (0.25, 0.7, 0.03, 0.02)),
+    ("chimera", {"nodes": 63}, 4, (0.3, 0.65, 0.03, 0.02)),
+    ("loose", {}, 4, (0.2, 0.75, 0.03, 0.02)),
+)
+
+
+def crowd(questions: int = 8, repeats: int = 2) -> list[Record]:
+    """Several methods, among them a lossy one, on two models and two question sets: answers of 25
+    tokens with the steps that gave them, and a failure.
+    """
+    draw = random.Random(0)
+    places = itertools.product(("small", "large"), ("mini", "mt"), range(questions), range(repeats))
+    lines = []
+    for model, dataset, question, repeat in places:
+        text = "".join(draw.choice("abcde ") * 4 for _ in range(25))  # 4 characters a token
+        for method, params, most, shares in CROWD:
+            lengths: list[int] = []
+            while sum(lengths) < 24:
+                lengths.append(min(24 - sum(lengths), draw.randint(1, most)))
+            times = [
+                [round(draw.uniform(9, 11) * (1 + most / 9) * 1000 * share) for share in shares]
+                for _ in lengths
+            ]
+            sums = [sum(us) / 1e6 for us in zip(*times, strict=True)]
+            phases = dict(zip(records.PHASES, sums, strict=True))
+            ends = itertools.accumulate(lengths, initial=1)
+            first = 4 * next(ends)
+            steps = [
+                {"drafted": 2 * most, "depth": most, "end": 4 * end, "us": us}
+                for end, us in zip(ends, times, strict=True)
+            ]
+            lines.append(
+                record(
+                    method,
+                    params=params,
+                    model=model,
+                    dataset=dataset,
+                    lossless=method != "loose",
+                    prompt_id=question,
+                    category=("writing", "math")[question % 2],
+                    prompt_sha256=f"{question:02x}",
+                    repeat=repeat,
+                    max_new_tokens=32,
+                    text=text,
+                    output_ids=[ord(text[4 * at]) for at in range(25)],
+                    accept_lengths=lengths,
+                    prefill_s=0.02,
+                    decode_s=sum(phases.values()),
+                    phase_s=phases,
+                    drafted=2 * most * len(lengths),
+                    draft_parameters=1_000_000 * (most - 1),
+                    peak_memory_bytes=10**9,
+                    **({"steps": steps, "prefill_end": first} if repeat == 0 else {}),
+                )
+            )
+    return [*lines, failure("heads", "no heads for small", "skipped", **NOWHERE)]
+
+
+NOWHERE = {
+    "model": "small",
+    "max_new_tokens": 32,
+    **dict.fromkeys(("prompt_id", "turn", "repeat", "prompt_sha256")),
+}
 
 
 def write_run(folder: Path, lines: Iterable[Record], **companions: str) -> Path:

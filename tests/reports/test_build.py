@@ -13,10 +13,10 @@ import pytest
 from jinja2 import StrictUndefined
 
 from bench.errors import UsageError
-from reports import build
+from reports import build, rendering
 from tests.reports.fabricate import audit, duel, failure, record, stock, write_run
 
-VOID = {"meta", "link", "br", "use", "wbr"}
+VOID = {"meta", "link", "br", "use", "wbr", "input"}
 
 
 class Elements(HTMLParser):
@@ -50,7 +50,7 @@ def page_of(tmp_path: Path, *folders: Path) -> str:
 
 def words(page: str) -> str:
     """The page's text without its figures, scripts and tags, in one line."""
-    page = re.sub(r"<(svg|script|style)\b.*?</\1>|<wbr>", "", page, flags=re.DOTALL)
+    page = re.sub(r"<(svg|script|style)\b.*?</\1>|<wbr>|</?b>", "", page, flags=re.DOTALL)
     return " ".join(re.sub(r"<[^>]+>", " ", page).split())
 
 
@@ -99,21 +99,21 @@ def test_page_is_sound_html_that_loads_nothing(page: str) -> None:
         assert tag not in ("img", "iframe", "object", "embed", "base")
         for name in loads:
             value = attributes.get(name)
-            assert value is None or value.startswith("#") or value == "data:,"
+            assert value is None or value.startswith(("#", "data:,", "data:text/csv;"))
             if value is not None and value.startswith("#"):
                 assert value[1:] in ids
     assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", page))
     assert "@import" not in page
-    assert not re.search(r"https?://", page)
+    assert not re.search(r"https?://", page.replace("http://www.w3.org/2000/svg", ""))  # a name
 
 
 def test_every_section_has_its_table_figure_and_definitions(page: str) -> None:
     for section in ("speedup", "accepted", "shares", "categories"):
         block = page.partition(f'<section id="{section}"')[2].partition("</section>")[0]
         assert re.search(r'<svg [^>]*role="img" aria-label="[^"]+"', block)
-        assert "<caption>" in block
+        assert re.search(r'<table aria-labelledby="[^"]+"', block)
         assert 'scope="col"' in block
-        assert '<dl class="definitions">' in block
+        assert '<dl class="definitions"' in block
         assert row_of(page, section, "fast(n=3)")
     text = words(page)
     assert "verify forwards" in text
@@ -176,7 +176,7 @@ def test_the_headline_is_of_lossless_methods(tmp_path: Path) -> None:
     page = page_of(tmp_path, folder)
     assert "no lossless method was compared" in words(page)  # a defect is no lossless method
     assert "1 defect" in row_of(page, "speedup", "fast(n=3)")
-    assert "audited 87.5 % 8 7 0 1" in row_of(page, "matches", "fast(n=3)")
+    assert "without a tie 87.5 % 8 7 0 1" in row_of(page, "matches", "fast(n=3)")
     assert "tiny mini fast(n=3) 3 defect 1 0 2 0.5" in words(page)
 
 
@@ -237,7 +237,7 @@ def test_measured_speedups_stand_beside_the_published(tmp_path: Path) -> None:
     text = words(page_of(tmp_path, write_run(tmp_path / "run", [*lines, *sampled])))
     assert "not run –" not in text
     assert text.count(PUBLISHED) == 2
-    measured = "chimera(n=3) vicuna-7b-v1.3, mt_bench, float32, eager, T = 0 2.00× [2.00, 2.00]"
+    measured = "questions vicuna-7b-v1.3, mt_bench, float32, eager, T = 0 2.00× [2.00, 2.00]"
     assert measured in text
     assert "llama-2-13b-chat, vicuna_bench, float32, eager, T = 1 2.00×" in text
 
@@ -272,7 +272,7 @@ def test_long_labels_are_whole_in_figures_and_tables(tmp_path: Path) -> None:
     params = {"nodes": 63, "depth": 0, "dynamic": True, "beam": 8}
     label = "fast(nodes=63,depth=0,dynamic=true,beam=8,vocab={})"
     lines = [
-        line | {"params": {**params, "vocab": vocab}, "key": f"{vocab:02}{line['key'][2:]}"}
+        line | {"params": {**params, "vocab": vocab}, "key": f"{vocab:05}{line['key'][5:]}"}
         for vocab in (0, 16384)
         for line in duel()
         if line["method"] == "fast"
@@ -281,8 +281,8 @@ def test_long_labels_are_whole_in_figures_and_tables(tmp_path: Path) -> None:
     page = page_of(tmp_path, write_run(tmp_path / "run", lines))
     for vocab in (0, 16384):
         assert row_of(page, "speedup", label.format(vocab))
-    drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
-    assert len(drawn) == 4
+    drawn = re.findall(r'<svg class="drawn".*?</svg>', page, re.DOTALL)
+    assert len(drawn) >= 4
     for figure in drawn:
         whole = re.sub(r"<[^>]+>|\s", "", figure)
         assert "vocab=0)" in whole
@@ -441,7 +441,7 @@ def test_the_command_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_templates_refuse_unknown_names() -> None:
-    environment = build.templates()
+    environment = rendering.environment()
     assert environment.undefined is StrictUndefined
     assert environment.autoescape is True
 

@@ -1,0 +1,24 @@
+"""Prepared records and rows of tables, for tests of figures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from bench import records
+from reports import metrics
+from tests.reports.fabricate import Record
+
+
+def frame(lines: Sequence[Record]) -> pd.DataFrame:
+    rows = [{**line, "label": records.label(line["method"], line["params"])} for line in lines]
+    return metrics.prepare(pd.DataFrame(rows))
+
+
+def row(table: pd.DataFrame, label: str, **settings: Any) -> "pd.Series[Any]":
+    """The table's one row of this label and these settings."""
+    found = table[table["label"] == label]
+    for name, value in settings.items():
+        found = found[found[name] == value]
+    assert len(found) == 1
+    return found.iloc[0]
