@@ -46,7 +46,7 @@ from bench.records import REFERENCE, label
 from bench.runner import run_turn
 from bench.targets import Loaded, synthetic
 from bench.tuned import FINAL, SEARCH, Entry, Point, Tuned, shelf
-from reports import metrics
+from reports import statistics
 
 QUESTIONS = "tuning"
 BEHIND = 0.25  # of the leader's speed; divided by the questions asked it is what a race forgives
@@ -410,7 +410,7 @@ def _point(params: Mapping[str, Any], stage: str, answers: Sequence[Answer]) -> 
     sums = total(answers)
     if not (sums.steps and sums.reference_tokens):
         raise UsageError("the target ends every answer at once; nothing can be tuned on it")
-    low, high = metrics.interval(np.array(answers, dtype=float), _speedups)
+    low, high = statistics.interval(np.array(answers, dtype=float), _speedups)
     known = np.isfinite([low, high]).all()
     return Point(
         params=dict(params),
@@ -427,11 +427,11 @@ def _point(params: Mapping[str, Any], stage: str, answers: Sequence[Answer]) -> 
     )
 
 
-def _speedups(sums: metrics.Floats) -> metrics.Floats:
+def _speedups(sums: statistics.Floats) -> statistics.Floats:
     """[..., 6], each the fields of an `Answer`, to [...]; nan where nothing was decoded."""
     tokens, _, _, seconds, reference_tokens, reference_s = np.moveaxis(sums, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found: metrics.Floats = tokens * reference_s / (seconds * reference_tokens)
+        found: statistics.Floats = tokens * reference_s / (seconds * reference_tokens)
     return found
 
 

@@ -6,180 +6,36 @@ functions and are printed under the tables.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Collection
+from typing import Any, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from bench.records import FIELDS, PHASES, REFERENCE, STOCK_ENGINE
+from bench.records import PHASES
+from reports import sureness_metrics
+from reports.preparation import (
+    LOOP,
+    NAME,
+    ROW,
+    SETTINGS,
+    TUNING,
+    Rows,
+    each,
+    good,
+    number,
+    ordered,
+    pairs,
+    prepare,
+    rows,
+)
+from reports.repetition import REPEATING
+from reports.statistics import METHOD, Floats
+from reports.steps import histograms
 
-Floats: TypeAlias = npt.NDArray[np.float64]
+__all__ = ["NAME", "ROW", "SETTINGS", "TUNING", "pairs", "prepare"]
+
 Definitions: TypeAlias = tuple[tuple[str, str], ...]
-
-TUNING = "tuning"  # the question set that parameters are chosen on: no figure is made of it
-RESAMPLES = 2000
-SEED = 20240225  # of the bootstrap alone: the same records give the same intervals
-LEVEL = 0.95
-
-# What a method shares with the reference it is held against; nothing is paired across any of it.
-SETTINGS = (
-    "run",
-    "package_version",
-    "model",
-    "revision",
-    "dtype",
-    "device",
-    "dataset",
-    "dataset_sha256",
-    "temperature",
-    "top_k",
-    "top_p",
-    "max_new_tokens",
-)
-TURN = ("prompt_id", "turn", "repeat", "prompt_sha256")
-ROW = (
-    *SETTINGS,
-    "engine",
-    "reference_engine",
-    "method",
-    "label",
-    "checkpoint_sha256",
-    "tree_sha256",
-)
-NAME = ("run", "model", "engine", "dtype", "dataset", "temperature", "label")  # a row in words
-# The stock row is held against the first of these that was run; itself, where none was.
-ENGINES = ("eager", "graph", "compile", STOCK_ENGINE)
-LOOP = tuple(f"{phase}_s" for phase in PHASES)
-
-
-# ---------------------------------------------------------------------------------- preparation
-
-
-def prepare(frame: pd.DataFrame) -> pd.DataFrame:
-    """Records, one row a turn, with the columns that the figures are summed from.
-
-    `tokens` counts those of the decode loop, `verify_steps` its steps; `failed` is the number of
-    failures in the record's row, `reference_engine` the engine of the reference it is held against.
-    A turn kept twice in a row (two seeds in one folder) counts with its newest record.
-    """
-    table = frame.reindex(columns=list(dict.fromkeys([*FIELDS, *frame.columns])))
-    table = table.assign(
-        ok=table["status"] == "ok",
-        reference=table["method"] == REFERENCE,
-        stock=table["engine"] == STOCK_ENGINE,
-        synthetic=table["model"].astype(str).str.startswith("synthetic:"),
-        lossy=table["lossless"].eq(False),
-        tokens=_number(table["new_tokens"]) - 1,
-        verify_steps=_number(_each(table["accept_lengths"], len)),
-        accepted_tokens=_number(_each(table["accept_lengths"], sum)),
-        **{name: _number(table[name]) for name in ("prefill_s", "decode_s", "drafted")},
-        **{
-            f"{phase}_s": _number(_each(table["phase_s"], lambda times, phase=phase: times[phase]))
-            for phase in PHASES
-        },
-    )
-    table["total_s"] = table["prefill_s"] + table["decode_s"]
-    table["reference_engine"] = _reference_engines(table)
-    failures = (~table["ok"]).astype(int)
-    names = [table[name] for name in NAME]
-    table["failed"] = failures.groupby(names, dropna=False).transform("sum")
-    repeated = table["ok"] & table.duplicated([*ROW, *TURN, "ok"], keep="last")
-    return table[~repeated].reset_index(drop=True)
-
-
-def _number(values: pd.Series[Any]) -> pd.Series[float]:
-    return pd.to_numeric(values, errors="coerce").astype("float64")
-
-
-def _each(values: pd.Series[Any], function: Callable[..., Any]) -> pd.Series[Any]:
-    """The function of every value that is not null."""
-    return values.map(function, na_action="ignore")
-
-
-def _reference_engines(table: pd.DataFrame) -> list[str]:
-    """Each record's own engine; for the stock row the first of ENGINES that its model ran on."""
-    ran = set(
-        table.loc[table["reference"], ["run", "model", "engine"]].itertuples(index=False, name=None)
-    )
-
-    def of(run: str, model: str, engine: str) -> str:
-        if engine != STOCK_ENGINE:
-            return engine
-        return next((name for name in ENGINES if (run, model, name) in ran), STOCK_ENGINE)
-
-    columns = (table["run"], table["model"], table["engine"])
-    return [of(*names) for names in zip(*columns, strict=True)]
-
-
-class Group(NamedTuple):
-    """One row of a table in the making: what names it and its records."""
-
-    facts: dict[str, Any]
-    records: pd.DataFrame
-
-
-def _groups(records: pd.DataFrame, by: Sequence[str]) -> Iterator[Group]:
-    for key, group in records.groupby(list(by), dropna=False, sort=False):
-        first = group.iloc[0]
-        flags = ("reference", "stock", "synthetic", "lossy")
-        facts = dict(zip(by, key, strict=True)) | {name: bool(first[name]) for name in flags}
-        yield Group(facts | {"failed": int(first["failed"])}, group)
-
-
-def _table(records: pd.DataFrame, rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
-    """Rows in the order of the page: runs, models and sets as they were run; the reference and the
-    stock row before the methods by name.
-    """
-    table = pd.DataFrame(list(rows))
-    if table.empty:
-        return table
-    places = {
-        name: {value: place for place, value in enumerate(records[name].unique())}
-        for name in ("run", "model", "dataset", "temperature", "dtype", "device")
-    }
-    order = pd.DataFrame({name: table[name].map(place) for name, place in places.items()})
-    order = order.assign(
-        engine=table["reference_engine"].map({name: at for at, name in enumerate(ENGINES)}),
-        kind=np.select([table["reference"], table["stock"]], [0, 1], 2),
-        label=table["label"].str.replace(r"\d+", lambda number: number[0].zfill(9), regex=True),
-    )
-    return table.loc[order.sort_values(list(order.columns), kind="stable").index].reset_index(
-        drop=True
-    )
-
-
-# ---------------------------------------------------------------------------------- statistics
-
-
-def interval(sums: Floats, figure: Callable[[Floats], Floats]) -> tuple[float, float]:
-    """Percentile bootstrap of a figure that is a function of sums over questions.
-
-    sums: [questions, parts], each question's share of the sums; figure: [..., parts] -> [...].
-    Questions are drawn anew, never records: the turns and repeats of one question are not
-    independent. (nan, nan) for fewer than two questions.
-    """
-    count = len(sums)
-    if count < 2:
-        return (np.nan, np.nan)
-    generator = np.random.default_rng(SEED)
-    draws = generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    tails = [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    low, high = np.quantile(figure(draws @ sums), tails)  # draws: [resamples, questions]
-    return (float(low), float(high))
-
-
-def _by_question(records: pd.DataFrame, parts: Sequence[str]) -> Floats:
-    sums = records.groupby("prompt_id", sort=False)[list(parts)].sum()
-    return sums.to_numpy(dtype="float64")
-
-
-def _ratio(above: float, below: float) -> float:
-    return above / below if below > 0 else np.nan
-
 
 # ---------------------------------------------------------------------------------- speedup
 
@@ -199,18 +55,23 @@ SPEEDUP: Definitions = (
         "first engine that was run). Failures count nowhere. Pairs in which either side has one "
         "token only have no decode time per token: they are left out and counted.",
     ),
-    (
-        "95 % interval",
-        f"percentile bootstrap of the speedup: {RESAMPLES:,} resamples of questions, so that turns "
-        "and repeats of one question are not taken as independent. None for a single question.",
-    ),
-    ("Median", "of the speedups of single pairs."),
+    ("95 % interval", METHOD),
     (
         "End to end",
         "the same ratio over all pairs with the time to the first token in the seconds (the "
-        "draft's own prefill included) and the first token in the tokens.",
+        "draft's own prefill included) and the first token in the tokens; its interval below it.",
     ),
+    (
+        "Non-repeating",
+        "the speedup over the pairs in which neither answer repeats itself (both have a "
+        f"repetition of at most {REPEATING:g}), with their number and the interval below it. Loops "
+        "are easy to draft, so that they flatter every method that drafts.",
+    ),
+    ("Median", "of the speedups of single pairs."),
+    ("Questions, repeats", "how many of each the pairs are of."),
     ("Tokens/s", "tokens after the first per decode second, over all of the row's good records."),
+    ("Draft parameters", "parameters of the draft that the target does not have."),
+    ("Peak memory", "highest memory that any of the row's records saw."),
     (
         "Synthetic models",
         "have random weights: nothing they accept says anything, so that no speedup and no "
@@ -218,72 +79,80 @@ SPEEDUP: Definitions = (
     ),
 )
 
-_SIDES = ("decode_s_ref", "tokens_ref", "decode_s", "tokens")
+SIDES = ("decode_s_ref", "tokens_ref", "decode_s", "tokens")
+_WHOLE = ("total_s_ref", "new_tokens_ref", "total_s", "new_tokens")
 
 
-def pairs(records: pd.DataFrame) -> pd.DataFrame:
-    """Every good record beside the reference's of the same turn (columns `..._ref`, null where
-    there is none); `counted` marks the pairs that the speedup is made of.
+def speedup(records: pd.DataFrame, defective: Collection[Any] = ()) -> pd.DataFrame:
+    """One row each: speedup, low, high, p, distinct (from 1), median, end_to_end and non_repeating
+    with their `_low` and `_high`, non_repeating_pairs, tokens_per_s, draft_parameters,
+    peak_memory_bytes, pairs, prompts, repeats, one_token (pairs left out), unpaired, and what
+    `beside_fastest` and `drifts` of `reports.sureness_metrics` add. The reference's speedup is 1 by
+    definition.
+
+    defective: the names (NAME) of rows with wrong output.
     """
-    good = records[records["ok"]]
-    key = [*SETTINGS, "reference_engine", *TURN]
-    reference = good[good["reference"]].drop_duplicates(key, keep="last")
-    columns = ["tokens", "decode_s", "new_tokens", "total_s"]
-    merged = good.merge(
-        reference[[*key, *columns]],
-        how="left",
-        on=key,
-        suffixes=("", "_ref"),
-        validate="many_to_one",
+    found = rows(pairs(records), records)
+    if found.facts.empty:
+        return pd.DataFrame()
+    both, known = found.records, ~found.facts["synthetic"]
+    compared = known & ~found.facts["reference"]
+    timed = found.sums(("tokens", "decode_s"), both["tokens"] > 0)
+    table = found.facts.assign(
+        **_speedups(found, compared),
+        **_other_speedups(found, compared),
+        tokens_per_s=(timed["tokens"] / timed["decode_s"]).where(known & (timed["decode_s"] > 0)),
+        draft_parameters=found.most("draft_parameters"),
+        peak_memory_bytes=found.most("peak_memory_bytes"),
+        pairs=found.count(both["counted"]),
+        prompts=found.distinct("question", both["counted"]),
+        repeats=found.distinct("repeat", both["counted"]),
+        one_token=found.count(both["paired"] & ~both["counted"]),
+        unpaired=found.count(~both["paired"]),
     )
-    paired = merged["tokens_ref"].notna()
-    return merged.assign(
-        paired=paired, counted=paired & (merged["tokens"] > 0) & (merged["tokens_ref"] > 0)
-    )
+    ones = ["speedup", "median", "end_to_end", "non_repeating"]
+    table.loc[known & found.facts["reference"], ones] = 1.0
+    table = table.join(sureness_metrics.beside_fastest(found, table, defective))
+    return ordered(records, table.assign(**sureness_metrics.drifts(records, table["row"])))
 
 
-def speedup(records: pd.DataFrame, by: Sequence[str] = ROW) -> pd.DataFrame:
-    """One row each: speedup, low, high, median, end_to_end, tokens_per_s, pairs, prompts, repeats,
-    one_token (pairs left out) and unpaired. The reference's speedup is 1 by definition.
-    """
-    grouped = _groups(pairs(records), by)
-    return _table(records, ({**facts, **_speedup(facts, group)} for facts, group in grouped))
+def _speedups(found: Rows, compared: pd.Series[bool]) -> dict[str, Any]:
+    """The speedup with its interval, nan where a row is not `compared`."""
+    figure = found.estimates(SIDES, speedup_of, found.records["counted"])
+    value, low, high, p = (np.where(compared, values, np.nan) for values in figure)
+    corrected, distinct = sureness_metrics.distinct(p, figure)
+    return {"speedup": value, "low": low, "high": high, "p": corrected, "distinct": distinct}
 
 
-def _speedup(facts: Mapping[str, Any], group: pd.DataFrame) -> dict[str, Any]:
-    counted, paired = group[group["counted"]], group[group["paired"]]
-    counts = {
-        "pairs": len(counted),
-        "prompts": int(counted["prompt_id"].nunique()),
-        "repeats": int(counted["repeat"].nunique()),
-        "one_token": len(paired) - len(counted),
-        "unpaired": len(group) - len(paired),
-    }
-    names = ("speedup", "low", "high", "median", "end_to_end", "tokens_per_s")
-    if facts["synthetic"]:
-        return dict.fromkeys(names, np.nan) | counts
-    timed = group[group["tokens"] > 0]
-    rate = _ratio(timed["tokens"].sum(), timed["decode_s"].sum())
-    if facts["reference"]:
-        return dict(zip(names, (1.0, np.nan, np.nan, 1.0, 1.0, rate), strict=True)) | counts
-    if counted.empty:
-        values = [np.nan, np.nan, np.nan, np.nan]
-    else:
-        single = _speedup_of(counted[list(_SIDES)].to_numpy(dtype="float64"))
-        sums = _by_question(counted, _SIDES)
-        low, high = interval(sums, _speedup_of)
-        values = [float(_speedup_of(sums.sum(axis=0))), low, high, float(np.median(single))]
-    whole = paired[["total_s_ref", "new_tokens_ref", "total_s", "new_tokens"]].sum()
-    end_to_end = float(_speedup_of(whole.to_numpy(dtype="float64"))) if len(paired) else np.nan
-    return dict(zip(names, (*values, end_to_end, rate), strict=True)) | counts
+def _other_speedups(found: Rows, compared: pd.Series[bool]) -> dict[str, Any]:
+    """Of single pairs, of whole answers and of answers that do not repeat themselves."""
+    both = found.records
+    varied = both["counted"] & (both[["repetition", "repetition_ref"]] <= REPEATING).all(axis=1)
+    pair = speedup_of(both.loc[both["counted"], list(SIDES)].to_numpy(dtype=np.float64))
+    columns: dict[str, Any] = {"median": found.median(pair, both["counted"]).where(compared)}
+    for name, sides, which in (
+        ("end_to_end", _WHOLE, both["paired"]),
+        ("non_repeating", SIDES, varied),
+    ):
+        figure = found.estimates(sides, speedup_of, which)
+        value, low, high = (np.where(compared, values, np.nan) for values in figure[:3])
+        columns |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return {**columns, "non_repeating_pairs": found.count(varied)}
 
 
-def _speedup_of(sides: Floats) -> Floats:
+def speedup_of(sides: Floats) -> Floats:
     """[..., 4] reference seconds and tokens, method's seconds and tokens -> [...]."""
     seconds_ref, tokens_ref, seconds, tokens = np.moveaxis(sides, -1, 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio: Floats = (seconds_ref / tokens_ref) / (seconds / tokens)
     return ratio
+
+
+def ratio(parts: Floats) -> Floats:
+    """[..., 2] -> [...]: the first over the second."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found: Floats = parts[..., 0] / parts[..., 1]
+    return found
 
 
 # ---------------------------------------------------------------------------------- acceptance
@@ -296,14 +165,16 @@ ACCEPTED: Definitions = (
         "a step cut short by the end of the answer counts with what was kept of it. Plain "
         "autoregressive decoding has 1.",
     ),
+    ("95 % interval", "as for the speedup, of the accepted length."),
     ("Drafted only", "accepted length minus one: the drafted tokens that were accepted per step."),
-    ("95 % interval", "bootstrap over questions as for the speedup, of the accepted length."),
+    (
+        "Verify steps",
+        "forwards of the target in the decode loop, over all of the row's good records.",
+    ),
     (
         "Nodes/step",
         "drafted nodes per verify step, the root not counted: a verify forward is one wider.",
     ),
-    ("Draft parameters", "parameters of the draft that the target does not have."),
-    ("Peak memory", "highest memory that any of the row's records saw."),
     (
         "Stock generate",
         "is run whole: its verify steps and phases are not seen.",
@@ -311,36 +182,30 @@ ACCEPTED: Definitions = (
 )
 
 
-def accepted(records: pd.DataFrame, by: Sequence[str] = ROW) -> pd.DataFrame:
+def accepted(records: pd.DataFrame) -> pd.DataFrame:
     """One row each: accepted, drafted_only, low, high, histogram ({tokens emitted: steps}),
     verify_steps, nodes_per_step, draft_parameters and peak_memory_bytes.
     """
-    grouped = _groups(records[records["ok"]], by)
-    return _table(records, ({**facts, **_accepted(facts, group)} for facts, group in grouped))
-
-
-def _accepted(facts: Mapping[str, Any], group: pd.DataFrame) -> dict[str, Any]:
-    stepped = group[group["verify_steps"] > 0]
-    steps = stepped["verify_steps"].sum()
-    drafted = stepped[stepped["drafted"].notna()]
-    length, low, high = np.nan, np.nan, np.nan
-    if not facts["synthetic"]:
-        length = _ratio(stepped["accepted_tokens"].sum(), steps)
-        parts = ("accepted_tokens", "verify_steps")
-        low, high = interval(_by_question(stepped, parts), lambda sums: sums[..., 0] / sums[..., 1])
-    if facts["reference"]:
-        low, high = np.nan, np.nan  # 1 by definition
-    return {
-        "accepted": length,
-        "drafted_only": length - 1,
-        "low": low,
-        "high": high,
-        "histogram": dict(sorted(Counter(chain(*stepped["accept_lengths"])).items())),
-        "verify_steps": np.nan if facts["stock"] else steps,
-        "nodes_per_step": _ratio(drafted["drafted"].sum(), drafted["verify_steps"].sum()),
-        "draft_parameters": _number(group["draft_parameters"]).max(),
-        "peak_memory_bytes": _number(group["peak_memory_bytes"]).max(),
-    }
+    found = rows(good(records), records)
+    if found.facts.empty:
+        return pd.DataFrame()
+    facts, stepped = found.facts, found.records["verify_steps"] > 0
+    length = found.estimates(("accepted_tokens", "verify_steps"), ratio, stepped)
+    drafted = found.sums(("drafted", "verify_steps"), stepped & found.records["drafted"].notna())
+    sure = ~facts["synthetic"] & ~facts["reference"]  # the reference has 1 by definition
+    value = pd.Series(length.value).where(~facts["synthetic"])
+    table = facts.assign(
+        accepted=value,
+        drafted_only=value - 1,
+        low=pd.Series(length.low).where(sure),
+        high=pd.Series(length.high).where(sure),
+        histogram=pd.Series(histograms(found)),
+        verify_steps=found.sums(["verify_steps"])["verify_steps"].where(~facts["stock"]),
+        nodes_per_step=drafted["drafted"] / drafted["verify_steps"],
+        draft_parameters=found.most("draft_parameters"),
+        peak_memory_bytes=found.most("peak_memory_bytes"),
+    )
+    return ordered(records, table)
 
 
 # ---------------------------------------------------------------------------------- shares
@@ -351,6 +216,7 @@ SHARES: Definitions = (
         "time in the target's verify forwards divided by the time of the decode loop, both summed "
         "over all of the row's good records. The reference's whole forward is verify.",
     ),
+    ("95 % interval", "as for the speedup, of the verification share (of its odds)."),
     (
         "Draft, accept, other",
         "shares of making drafts, of the acceptance rule with keeping the accepted path, and of "
@@ -361,44 +227,67 @@ SHARES: Definitions = (
 )
 
 
-def shares(records: pd.DataFrame, by: Sequence[str] = ROW) -> pd.DataFrame:
-    """One row each: draft, verify, accept and other as shares of the loop, verify_steps, verify_ms
-    and loop_ms a step.
+def shares(records: pd.DataFrame) -> pd.DataFrame:
+    """One row each: draft, verify, accept and other as shares of the loop, low and high of verify,
+    verify_steps, verify_ms and loop_ms a step.
     """
-    grouped = _groups(records[records["ok"]], by)
-    return _table(records, ({**facts, **_shares(group)} for facts, group in grouped))
-
-
-def _shares(group: pd.DataFrame) -> dict[str, Any]:
-    timed = group[group["verify_s"].notna()]
-    sums = timed[list(LOOP)].sum()
-    loop, steps = float(sums.sum()), timed["verify_steps"].sum()
-    return {
-        **{phase: _ratio(float(sums[f"{phase}_s"]), loop) for phase in PHASES},
-        "verify_steps": steps if len(timed) else np.nan,
-        "verify_ms": _ratio(1000 * float(sums["verify_s"]), steps),
-        "loop_ms": _ratio(1000 * loop, steps),
-    }
+    known = good(records)
+    found = rows(known.assign(rest_s=known["loop_s"] - known["verify_s"]), records)
+    if found.facts.empty:
+        return pd.DataFrame()
+    timed = found.records["loop_s"].notna()
+    sums = found.sums((*LOOP, "loop_s", "verify_steps"), timed)
+    loop, steps = sums["loop_s"], sums["verify_steps"]
+    odds = found.estimates(("verify_s", "rest_s"), ratio, timed)
+    table = found.facts.assign(
+        **{phase: sums[f"{phase}_s"] / loop for phase in PHASES},
+        low=odds.low / (1 + odds.low),
+        high=odds.high / (1 + odds.high),
+        verify_steps=steps.where(found.count(timed) > 0),
+        verify_ms=1000 * sums["verify_s"] / steps,
+        loop_ms=1000 * loop / steps,
+    )
+    return ordered(records, table.replace(np.inf, np.nan))
 
 
 # ---------------------------------------------------------------------------------- categories
 
 CATEGORIES: Definitions = (
     (
-        "Speedup and accepted length",
-        "as in their own tables, over one category's questions. Categories hold few questions: "
-        "read differences between them with care.",
+        "Category",
+        "speedup and, below it, its interval and the accepted length, as in their own tables, over "
+        "one category's questions. Categories hold few questions: read differences between them "
+        "with care.",
     ),
 )
 
 
+def parted(records: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Every row and value of the column `by`: speedup, low, high, p and distinct as of `speedup`,
+    accepted, answers (good records), pairs and prompts.
+    """
+    both = pairs(records)
+    if by not in both:
+        both[by] = records[by]
+    found = rows(both, records, [by])
+    if found.facts.empty:
+        return pd.DataFrame()
+    known, counted = ~found.facts["synthetic"], found.records["counted"]
+    sums = found.sums(("accepted_tokens", "verify_steps"), found.records["verify_steps"] > 0)
+    table = found.facts.assign(
+        **_speedups(found, known & ~found.facts["reference"]),
+        accepted=(sums["accepted_tokens"] / sums["verify_steps"]).where(known),
+        answers=np.bincount(found.of),
+        pairs=found.count(counted),
+        prompts=found.distinct("question", counted),
+    )
+    table.loc[known & found.facts["reference"], "speedup"] = 1.0
+    return ordered(records, table)
+
+
 def by_category(records: pd.DataFrame) -> pd.DataFrame:
-    """Speedup and accepted length of every row and category: speedup, accepted, pairs, prompts."""
-    by = (*ROW, "category")
-    times, lengths = speedup(records, by), accepted(records, by)
-    if times.empty:
-        return times
-    return times.merge(lengths[[*by, "accepted"]], how="left", on=list(by), validate="one_to_one")
+    """As `parted`, by category."""
+    return parted(records, "category")
 
 
 # ---------------------------------------------------------------------------------- same output
@@ -407,6 +296,11 @@ MATCHES: Definitions = (
     (
         "Match rate",
         "outputs with ids equal to the reference's, length first, divided by outputs compared.",
+    ),
+    (
+        "Compared, equal",
+        "outputs held against the reference's of the same turn and repeat, and those of the same "
+        "ids.",
     ),
     (
         "Lossless",
@@ -419,10 +313,18 @@ MATCHES: Definitions = (
         "in half precision a first difference is a tie when the gap between the two best logits is "
         "within the precision's noise, otherwise a defect.",
     ),
+    (
+        "Position, gap of logits",
+        "the place of an answer's first id that differs, from 0, and how far apart the target's "
+        "logits of the two ids are there.",
+    ),
     ("Lossy", "methods change the distribution of the output by design and are not held to it."),
 )
 
 AUDIT = ("compared", "equal", "ties", "defects")
+# Optional keys of an audit's rows: of lossy methods, and what else was tested.
+QUALITY = ("agreement", "reference_agreement", "perplexity", "reference_perplexity")
+TESTED = ("reruns", "sampling")
 
 
 def matches(records: pd.DataFrame, audited: pd.DataFrame) -> pd.DataFrame:
@@ -430,19 +332,19 @@ def matches(records: pd.DataFrame, audited: pd.DataFrame) -> pd.DataFrame:
 
     audited: the rows of the audits with the columns of NAME and AUDIT; may be empty.
     """
-    rows = _table(records, (facts for facts, _ in _groups(records[records["ok"]], ROW)))
-    if rows.empty:
-        return rows
-    columns = [*NAME, *AUDIT]
+    table = ordered(records, rows(good(records), records).facts)
+    if table.empty:
+        return table
+    known = audited.reindex(columns=[*NAME, *AUDIT, *QUALITY, *TESTED])
     if audited.empty:
-        table = rows.assign(**dict.fromkeys(AUDIT, np.nan))
+        table = table.assign(**dict.fromkeys((*AUDIT, *QUALITY, *TESTED), np.nan))
     else:
-        known = audited[columns].drop_duplicates(list(NAME), keep="last")
-        table = rows.merge(known, how="left", on=list(NAME), validate="many_to_one")
+        known = known.drop_duplicates(list(NAME), keep="last")
+        table = table.merge(known, how="left", on=list(NAME), validate="many_to_one")
     table = table[~table["reference"]].reset_index(drop=True)
-    compared = _number(table["compared"])
-    rate = (_number(table["equal"]) / compared).where(compared > 0)
-    return table.assign(match_rate=rate)
+    compared = number(table["compared"])
+    rate = (number(table["equal"]) / compared).where(compared > 0)
+    return table.assign(match_rate=rate, **{name: number(table[name]) for name in QUALITY})
 
 
 # ---------------------------------------------------------------------------------- published
@@ -463,30 +365,27 @@ PUBLISHED: Definitions = (
 
 # ---------------------------------------------------------------------------------- failures
 
+_ATTEMPT = (*NAME, "reference_engine", "device")
+
 FAILURES: Definitions = (
     (
         "Failures",
         "are kept in the records with their reason and without any figure, and are counted in no "
         "table. A failure that a later attempt mended is not listed.",
     ),
+    ("Records, first warning", "how many records say so, and what the first of them says."),
 )
 
 
 def failures(records: pd.DataFrame) -> pd.DataFrame:
     """One row for each method and reason: status, error and count."""
-    failed = records[~records["ok"]]
-    grouped = _groups(failed, (*NAME, "reference_engine", "device", "status", "error"))
-    return _table(records, ({**facts, "count": len(group)} for facts, group in grouped))
+    found = rows(records[~records["ok"]], records, by=(*_ATTEMPT, "status", "error"))
+    return ordered(records, found.facts.assign(count=np.bincount(found.of)))
 
 
 def warnings(records: pd.DataFrame) -> pd.DataFrame:
     """One row for each method whose good records carry warnings: count of records, first text."""
-    warned = records[records["ok"] & (_number(_each(records["warnings"], len)) > 0)]
-    grouped = _groups(warned, (*NAME, "reference_engine", "device"))
-    return _table(
-        records,
-        (
-            {**facts, "count": len(group), "first": group["warnings"].iloc[0][0]}
-            for facts, group in grouped
-        ),
-    )
+    warned = records[records["ok"] & (number(each(records["warnings"], len)) > 0)]
+    found = rows(warned, records, by=_ATTEMPT)
+    first = warned["warnings"].groupby(found.of).first().map(lambda lines: lines[0])
+    return ordered(records, found.facts.assign(count=np.bincount(found.of), first=first))

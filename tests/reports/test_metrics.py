@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,20 +10,7 @@ import pytest
 from bench import records
 from reports import metrics
 from tests.reports.fabricate import Record, duel, failure, record, stock, write_run
-
-
-def frame(lines: list[Record]) -> pd.DataFrame:
-    rows = [{**line, "label": records.label(line["method"], line["params"])} for line in lines]
-    return metrics.prepare(pd.DataFrame(rows))
-
-
-def row(table: pd.DataFrame, label: str, **settings: Any) -> pd.Series:
-    """The table's one row of this label and these settings."""
-    found = table[table["label"] == label]
-    for name, value in settings.items():
-        found = found[found[name] == value]
-    assert len(found) == 1
-    return found.iloc[0]
+from tests.reports.frames import frame, row
 
 
 def test_speedup_is_a_ratio_of_sums_over_pairs() -> None:
@@ -253,18 +239,35 @@ def test_a_single_question_has_no_interval() -> None:
     assert np.isnan(found["high"])
 
 
-def test_interval_covers_the_true_ratio() -> None:
-    """Of 200 samples with a known ratio of 2, near 95 % of the intervals hold it."""
-    generator = np.random.default_rng(1)
-    held = 0
-    for _ in range(200):
-        tokens = generator.integers(20, 60, 40).astype(float)
-        seconds = 2 * tokens * generator.uniform(0.5, 1.5, 40)
-        low, high = metrics.interval(
-            np.stack([seconds, tokens], axis=1), lambda sums: sums[..., 0] / sums[..., 1]
-        )
-        held += low <= 2 <= high
-    assert 180 <= held <= 199
+def test_end_to_end_and_shares_have_intervals_too() -> None:
+    lines = duel(questions=6)
+    for line in lines:
+        line["prefill_s"] += 0.1 * line["prompt_id"]
+        line["phase_s"] = line["phase_s"] | {"draft": 0.1 * line["prompt_id"]}
+    found = row(metrics.speedup(frame(lines)), "fast(n=3)")
+    assert found["end_to_end_low"] < found["end_to_end"] < found["end_to_end_high"]
+    share = row(metrics.shares(frame(lines)), "fast(n=3)")
+    assert 0 < share["low"] < share["verify"] < share["high"] < 1
+
+
+def test_speedup_on_answers_that_do_not_repeat_themselves() -> None:
+    """Question 0 loops for both, question 1 for the method alone; 2 and 3 are left."""
+    lines = duel(repeats=1)
+    for line in lines:
+        fast, question = line["method"] == "fast", line["prompt_id"]
+        loops = question == 0 or (question == 1 and fast)
+        line["output_ids"] = [7] * 5 if loops else [1, 2, 3, 4, question]
+        if fast:
+            line["decode_s"] = 1.0 if question < 2 else 4.0
+    found = row(metrics.speedup(frame(lines)), "fast(n=3)")
+    assert found["speedup"] == pytest.approx(16 / 10)
+    assert (found["non_repeating"], found["non_repeating_pairs"]) == (pytest.approx(1.0), 2)
+
+
+def test_a_draft_s_size_stands_beside_its_speedup() -> None:
+    lines = [record(), record("fast", draft_parameters=9, peak_memory_bytes=7)]
+    found = row(metrics.speedup(frame(lines)), "fast")
+    assert (found["draft_parameters"], found["peak_memory_bytes"]) == (9, 7)
 
 
 def test_categories_have_their_own_sums() -> None:
@@ -309,6 +312,19 @@ def test_matches_come_from_the_audit() -> None:
     assert row(found, "fast(n=3)")["match_rate"] == pytest.approx(0.75)
     assert np.isnan(row(found, "slow")["match_rate"])
     assert metrics.matches(table, audited.iloc[:0])["match_rate"].isna().all()
+
+
+def test_quality_of_lossy_methods_comes_from_the_audit() -> None:
+    table = frame([*duel(), *(line | {"lossless": False} for line in duel(temperature=0.7))])
+    name = {"run": "run", "model": "tiny", "engine": "eager", "dtype": "float32"}
+    sampled = {"dataset": "mini", "temperature": 0.7, "label": "fast(n=3)"}
+    counts = {"compared": 0, "equal": 0, "ties": 0, "defects": 0}
+    worth = {"agreement": 0.5, "perplexity": 3.0, "reference_perplexity": 2.0}
+    audited = pd.DataFrame([{**name, **sampled, **counts, **worth}])
+    found = metrics.matches(table, audited)
+    lossy = row(found, "fast(n=3)", temperature=0.7)
+    assert lossy[list(worth)].tolist() == [0.5, 3.0, 2.0]
+    assert np.isnan(row(found, "fast(n=3)", temperature=0.0)["perplexity"])
 
 
 def test_records_of_another_minor_version_and_mixed_question_names(tmp_path: Path) -> None:
