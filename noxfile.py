@@ -1,4 +1,4 @@
-"""Sessions: `python -m nox -s bench`, `tests`, `slow`, `lint`, `types`, `report`."""
+"""Sessions: `python -m nox -s bench`, `tests`, `slow`, `browser`, `lint`, `types`, `report`."""
 
 import nox
 
@@ -43,6 +43,16 @@ def slow(session: nox.Session) -> None:
     """Long statistical tests: 20,000 draws a decoder."""
     install(session, "test")
     session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The report in Chromium; `-- --screenshots FOLDER RUN...` takes pictures of a run's page."""
+    install(session, "browser")
+    if session.posargs[:1] == ["--screenshots"]:
+        session.run("python", "-m", "tests.browser.screenshots", *session.posargs[1:])
+    else:
+        session.run("pytest", "-m", "browser", "tests/browser", *session.posargs)
 
 
 @nox.session

@@ -11,7 +11,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import matplotlib.style
 import pandas as pd
@@ -25,6 +25,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from bench.records import PHASES
+
+Drawn = TypeVar("Drawn")
 
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 GREY = "#8a8f98"
@@ -110,8 +112,9 @@ class Chart(NamedTuple):
 
 def speedup(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
     """Bars of speedup with their 95 % intervals, a panel for each setting."""
-    values = pd.concat([panel.rows[["speedup", "high"]] for panel in panels])
-    right = 1.18 * max(1.0, float(values.max().max()))
+    values = pd.concat([panel.rows[["speedup", "high"]] for panel in panels]).max()
+    longest = 2 * max(1.0, float(values["speedup"]))  # intervals of few questions may be longer
+    right = 1.18 * min(longest, max(1.0, *values.dropna()))
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         axes.barh(
@@ -123,7 +126,7 @@ def speedup(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
         ):
             if low == low:  # no interval for the reference and for single questions
                 axes.plot([low, high], [place, place], color=INK, linewidth=1.3)
-            end = max(value, high) if high == high else value
+            end = min(longest, max(value, high)) if high == high else value
             axes.text(end + 0.015 * right, place, f"{value:.2f}×", va="center")
         axes.set_xlim(0, right)
         axes.set_xlabel("speedup over autoregressive decoding")
@@ -194,45 +197,73 @@ def categories(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
     return _panels("categories", alt, panels, draw, keys, rows="category")
 
 
-def curves(name: str, alt: str, charts: Sequence[Chart], x: str, y: str, share: bool) -> Markup:
-    """Lines over a logarithmic x, two charts abreast; y is a share of a whole or logarithmic too.
+def scatter(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
+    """A dot for each question: its speedup above its accepted length, a panel for each setting."""
+    drawn = dict.fromkeys(label for panel in panels for label in panel.rows["label"])
+    keys = [Key(label, *style[label]) for label in drawn]
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        axes.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
+        for label, dots in rows.groupby("label", sort=False):
+            look = style[str(label)]
+            axes.plot(
+                dots["accepted"],
+                dots["speedup"],
+                linestyle="none",
+                color=look.colour,
+                marker=look.marker,
+                markersize=3.5,
+                markeredgewidth=0,
+            )
+        axes.set_ylim(bottom=0)
+
+    alt = "Speedup of single questions against their accepted length, by method"
+    shown = [(panel.title, panel.rows) for panel in panels]
+    return _grid("questions", alt, shown, draw, keys, "accepted length", "speedup", 3.2)
+
+
+def curves(
+    name: str,
+    alt: str,
+    charts: Sequence[Chart],
+    x: str,
+    y: str,
+    share: bool,
+    linear: bool = False,
+) -> Markup:
+    """Lines over a logarithmic or a linear x, two charts abreast; y is a share of a whole or
+    logarithmic.
 
     name: of the figure's ids; x, y: what the axes say. Lines of one name look the same everywhere.
     """
     keys = {c.name: Key(c.name, c.look.colour, c.look.marker) for ch in charts for c in ch.curves}
-    across = min(2, len(charts))
-    down = -(-len(charts) // across)
-    with matplotlib.style.context(["default", STYLE]):
-        height = 2.9 * down + _legend_height(list(keys.values()))
-        figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.1))
-        grid = figure.subplots(down, across, squeeze=False).ravel()
-        for axes, chart in zip(grid, charts, strict=False):
-            for curve in chart.curves:
-                axes.plot(
-                    curve.x,
-                    curve.y,
-                    color=curve.look.colour,
-                    marker=curve.look.marker,
-                    markersize=5,
-                    linewidth=1.4,
-                    linestyle=(0, (4, 2)) if curve.dashed else "solid",
-                    clip_on=False,
-                )
+
+    def draw(axes: Axes, lines: Sequence[Curve]) -> None:
+        for curve in lines:
+            axes.plot(
+                curve.x,
+                curve.y,
+                color=curve.look.colour,
+                marker=curve.look.marker,
+                markersize=5,
+                linewidth=1.4,
+                linestyle=(0, (4, 2)) if curve.dashed else "solid",
+                clip_on=False,
+            )
+        ticks = sorted({at for curve in lines for at in curve.x})
+        if linear:
+            axes.set_xticks(ticks)
+        else:
             axes.set_xscale("log")
-            _log_ticks(axes.xaxis, sorted({at for curve in chart.curves for at in curve.x}))
-            if share:
-                _share_axis(axes)
-            else:
-                axes.set_yscale("log")
-                _log_ticks(axes.yaxis)
-            axes.set_title(_wrapped(chart.title, int(WIDTH / across / 0.085)), pad=8)
-            axes.set_xlabel(x)
-            axes.set_ylabel(y)
-            axes.grid(color=INK, alpha=0.12)
-        for axes in grid[len(charts) :]:
-            axes.set_axis_off()
-        _legend(figure, list(keys.values()), None)
-        return _svg(figure, name, f"{alt}. The tables below hold the numbers.")
+            _log_ticks(axes.xaxis, ticks)
+        if share:
+            _share_axis(axes)
+        else:
+            axes.set_yscale("log")
+            _log_ticks(axes.yaxis)
+
+    shown = [(chart.title, chart.curves) for chart in charts]
+    return _grid(name, alt, shown, draw, list(keys.values()), x, y, 2.9)
 
 
 def tuning(panels: Sequence[Panel]) -> Markup:
@@ -295,6 +326,35 @@ def _curve(axes: Axes, rows: pd.DataFrame, figure: str) -> None:
 
 
 # ---------------------------------------------------------------------------------- drawing
+
+
+def _grid(
+    name: str,
+    alt: str,
+    shown: Sequence[tuple[str, Drawn]],
+    draw: Callable[[Axes, Drawn], None],
+    keys: Sequence[Key],
+    x: str,
+    y: str,
+    height: float,
+) -> Markup:
+    """Axes of a height in inches, two abreast, each with a title and what is drawn on it."""
+    across = min(2, len(shown))
+    down = -(-len(shown) // across)
+    with matplotlib.style.context(["default", STYLE]):
+        size = (WIDTH, height * down + _legend_height(keys))
+        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.1))
+        grid = figure.subplots(down, across, squeeze=False).ravel()
+        for axes, (title, what) in zip(grid, shown, strict=False):
+            draw(axes, what)
+            axes.set_title(_wrapped(title, int(WIDTH / across / 0.085)), pad=8)
+            axes.set_xlabel(x)
+            axes.set_ylabel(y)
+            axes.grid(color=INK, alpha=0.12)
+        for axes in grid[len(shown) :]:
+            axes.set_axis_off()
+        _legend(figure, keys, None)
+        return _svg(figure, name, f"{alt}. The tables below hold the numbers.")
 
 
 def _panels(
@@ -413,6 +473,15 @@ def _named(name: object) -> str:
     return "\n".join(line.replace("\v", "") for line in lines)
 
 
+def _shorter(body: str) -> str:
+    """The same drawing in half the bytes: the page's font, a hundredth of a point, no indents."""
+    body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
+    body = _tag.sub(lambda tag: _long.sub("", tag[0]), body)  # not in what it says
+    body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
+    return re.sub(r" *\n\s*", " ", body)
+
+
+_tag, _long = re.compile(r"<[^>]+>"), re.compile(r"(?<=\d\.\d\d)\d+")
 _drawn = re.compile(r"<svg\b[^>]*?viewBox=\"([^\"]*)\"[^>]*>(.*)</svg>", re.DOTALL)
 
 
@@ -426,7 +495,7 @@ def _svg(figure: Figure, name: str, alt: str) -> Markup:
     box, body = match.groups()
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
-    body = body.replace(INK, "currentColor")
+    body = _shorter(body.replace(INK, "currentColor"))
     width = 96 / 72 * float(box.split()[2])
     return Markup(
         f'<svg class="drawn" viewBox="{box}" style="width:{width:.0f}px" role="img" '

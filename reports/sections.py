@@ -11,12 +11,26 @@ from typing import Any
 
 import pandas as pd
 
-from reports import cost, figures, metrics, published, tune
+from reports import (
+    breakdown,
+    comparability,
+    cost,
+    figures,
+    metrics,
+    overview,
+    published,
+    same_output,
+    sureness,
+    tune,
+    viewer,
+)
+from reports.columns import defined, drawn, faster, non_repeating, pivot, ratio
 from reports.tables import (
     INTERVAL,
     NONE,
     Card,
     Cell,
+    Column,
     Head,
     Page,
     Row,
@@ -29,7 +43,6 @@ from reports.tables import (
     listed,
     memory,
     number,
-    panels,
     parameters,
     percent,
     tables,
@@ -37,18 +50,20 @@ from reports.tables import (
     text,
 )
 
-EXAMPLES = 20  # of unequal outputs on the page
-
 
 def speedup(page: Page) -> Section:
-    rows = metrics.speedup(page.records)
-    drawn = _known(rows, "speedup")
+    rows = page.speedup
+    drawing, cut = drawn(_known(rows, "speedup"), lambda shown: figures.speedup(shown, page.style))
     columns = [
         figure("Speedup", "speedup", "{:.2f}×"),
         INTERVAL,
+        ratio("Beside the fastest", "beside"),
+        ratio("End to end", "end_to_end"),
+        non_repeating("Non-repeating"),
         figure("Median", "median", "{:.2f}×"),
-        figure("End to end", "end_to_end", "{:.2f}×"),
         figure("Tokens/s", "tokens_per_s", "{:.1f}"),
+        column("Draft parameters", "draft_parameters", parameters),
+        column("Peak memory", "peak_memory_bytes", memory),
         figure("Pairs", "pairs", "{:,.0f}"),
         figure("Questions", "prompts", "{:,.0f}"),
         figure("Repeats", "repeats", "{:,.0f}"),
@@ -59,42 +74,43 @@ def speedup(page: Page) -> Section:
     return Section(
         "speedup",
         "Speedup",
-        lead,
-        figures.speedup(panels(drawn), page.style) if len(drawn) else None,
+        " ".join((lead, *sureness.notices(page))) + cut,
+        drawing,
         tables(page, "Speedup by model, question set, engine and method", rows, columns),
         metrics.SPEEDUP,
         "No good records: nothing to compare.",
+        records=_good(page),
     )
 
 
 def accepted(page: Page) -> Section:
-    rows = metrics.accepted(page.records)
-    drawn = _known(rows, "accepted")
+    rows = page.accepted
+    drawing, cut = drawn(_known(rows, "accepted"), figures.accepted)
     columns = [
         figure("Accepted length", "accepted", "{:.2f}"),
         INTERVAL,
         figure("Drafted only", "drafted_only", "{:.2f}"),
         figure("Verify steps", "verify_steps", "{:,.0f}"),
         figure("Nodes/step", "nodes_per_step", "{:.1f}"),
-        column("Draft parameters", "draft_parameters", parameters),
-        column("Peak memory", "peak_memory_bytes", memory),
     ]
     return Section(
         "accepted",
         "Accepted length",
-        "How many tokens one forward of the target gives.",
-        figures.accepted(panels(drawn)) if len(drawn) else None,
+        "How many tokens one forward of the target gives." + cut,
+        drawing,
         tables(page, "Accepted length by model, question set, engine and method", rows, columns),
         metrics.ACCEPTED,
         "No good records: nothing to count.",
+        records=_good(page),
     )
 
 
 def shares(page: Page) -> Section:
-    rows = metrics.shares(page.records)
-    drawn = _known(rows, "verify")
+    rows = page.shares
+    drawing, cut = drawn(_known(rows, "verify"), figures.shares)
     columns = [
-        column("Verification", "verify", percent),
+        defined(column("Verification", "verify", percent), "Verification share"),
+        Column("95 % interval", "low", _percent_bounds, parts=("low", "high")),
         column("Draft", "draft", percent),
         column("Accept", "accept", percent),
         column("Other", "other", percent),
@@ -105,12 +121,23 @@ def shares(page: Page) -> Section:
     return Section(
         "shares",
         "Verification share",
-        "Where the decode loop's time goes.",
-        figures.shares(panels(drawn)) if len(drawn) else None,
+        "Where the decode loop's time goes." + cut,
+        drawing,
         tables(page, "Verification share by model, question set, engine and method", rows, columns),
         metrics.SHARES,
         "No good records: nothing was timed.",
+        records=int((page.records["ok"] & page.records["loop_s"].notna()).sum()),
     )
+
+
+def _percent_bounds(row: Row) -> str:
+    if pd.isna(row["low"]):
+        return NONE
+    return f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}] %"
+
+
+def _good(page: Page) -> int:
+    return int(page.records["ok"].sum())
 
 
 def _known(rows: pd.DataFrame, key: str) -> pd.DataFrame:
@@ -121,94 +148,31 @@ def categories(page: Page) -> Section:
     rows = metrics.by_category(page.records[~page.records["synthetic"]])
     if len(rows):
         rows = rows.assign(category=rows["category"].map(text))
-    drawn = _known(rows, "speedup")
-    drawn = drawn if drawn.empty else drawn[~drawn["reference"]]
+    known = _known(rows, "speedup")
+    known = known if known.empty else known[~known["reference"]]
+    drawing, cut = drawn(known, lambda shown: figures.categories(shown, page.style))
     sets = rows.groupby("dataset", sort=False) if len(rows) else ()
     return Section(
         "categories",
         "By category",
-        "Speedup over the reference, and below it the accepted length, for each category.",
-        figures.categories(panels(drawn), page.style) if len(drawn) else None,
-        [_categories_of(page, str(name), group) for name, group in sets],
-        (*metrics.CATEGORIES, *metrics.SPEEDUP[:1], *metrics.ACCEPTED[:1]),
+        "Speedup over the reference, and below it the accepted length, for each category." + cut,
+        drawing,
+        [table for name, group in sets for table in _categories_of(page, str(name), group)],
+        metrics.CATEGORIES,
         "No good records of a real model: nothing to compare.",
+        records=int((page.records["ok"] & ~page.records["synthetic"]).sum()),
     )
 
 
-def _categories_of(page: Page, dataset: str, rows: pd.DataFrame) -> Table:
+def _categories_of(page: Page, dataset: str, rows: pd.DataFrame) -> list[Table]:
     """One question set: a row for each method, a column for each category."""
-    names = list(rows["category"].unique())
-    by = list(metrics.ROW)
+    names = [(name, str(name)) for name in rows["category"].unique()]
     caption = f"{dataset}: speedup and accepted length by category"
-    (base,) = tables(page, caption, rows.drop_duplicates(by), ())
-    groups = rows.groupby(by, dropna=False, sort=False)
-    lines = []
-    for line, (_, group) in zip(base.rows, groups, strict=True):
-        found = {row["category"]: _category_cell(row) for row in group.to_dict("records")}
-        lines.append([*line, *(found.get(name, Cell(NONE)) for name in names)])
-    return Table(caption, [*base.heads, *(Head(name, True) for name in names)], lines)
-
-
-def _category_cell(row: Row) -> Cell:
-    value = row["speedup"]
-    return Cell(
-        number(value, "{:.2f}×"),
-        None if pd.isna(value) else value,
-        detail=number(row["accepted"], "{:.2f}"),
-    )
-
-
-def matches(page: Page) -> Section:
-    rows = metrics.matches(page.records, page.audited)
-    if len(rows):
-        rows["state"] = rows["run"].map({run.name: run.audit for run in page.runs})
-        missed = (rows["state"] == "audited") & rows["match_rate"].isna()
-        rows["state"] = rows["state"].mask(missed, "not compared")
-    columns = [
-        column("Audit", "state", text, numeric=False),
-        column("Match rate", "match_rate", percent),
-        figure("Compared", "compared", "{:,.0f}"),
-        figure("Equal", "equal", "{:,.0f}"),
-        figure("Ties", "ties", "{:,.0f}"),
-        figure("Defects", "defects", "{:,.0f}"),
-    ]
-    return Section(
-        "matches",
-        "Same output",
-        "Whether a method gives the reference's token ids, and why not where it does not.",
-        tables=[
-            *tables(page, "Outputs compared with the reference's", rows, columns),
-            *_differences(page),
-        ],
-        definitions=metrics.MATCHES,
-        empty="No good records of any method beside the reference.",
-    )
-
-
-def _differences(page: Page) -> list[Table]:
-    """Where outputs first differ, defects before ties."""
-    rows = page.audited.to_dict("records")
-    found = [{**row, **example} for row in rows for example in row["examples"] or ()]
-    found.sort(key=lambda example: str(example["verdict"]))
-    if not found:
-        return []
-    names = ("model", "dataset", "label", "prompt_id", "verdict")
-    numbers = ("turn", "repeat", "position", "gap")
-    heads = [Head(name) for name in ("Model", "Question set", "Method", "Question", "Verdict")]
-    heads += [Head(name, True) for name in ("Turn", "Repeat", "Position", "Gap of logits")]
-    lines = [
-        [
-            *(Cell(text(example[name]), text(example[name])) for name in names),
-            *(Cell(number(example[name], "{:.3g}"), example[name]) for name in numbers),
-        ]
-        for example in found[:EXAMPLES]
-    ]
-    caption = f"First differences: {len(lines)} of the audit's {counted(len(found), 'example')}"
-    return [Table(caption, heads, lines)]
+    return pivot(page, caption, rows, "category", names, faster, "Category")
 
 
 def beside_published(page: Page) -> Section:
-    rows = metrics.speedup(page.records)
+    rows = page.speedup
     titles = ("Method", "Models", "Question sets", "Temperature", "Published", "Source")
     heads = [Head(title) for title in (*titles, "Measured here", "On")]
     heads += [Head("Speedup", True), Head("95 % interval", True)]
@@ -302,13 +266,24 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 SECTIONS: tuple[Callable[[Page], Section], ...] = (
+    overview.section,
+    comparability.section,
     speedup,
+    sureness.section,
     accepted,
     shares,
+    breakdown.factors,
+    breakdown.questions,
+    breakdown.depths,
     categories,
+    breakdown.temperatures,
+    breakdown.positions,
+    breakdown.contexts,
+    breakdown.loops,
+    viewer.section,
     tune.section,
     cost.section,
-    matches,
+    same_output.section,
     beside_published,
     failures,
     environment,
@@ -379,7 +354,7 @@ def cards(page: Page) -> list[Card]:
 
 
 def _best(page: Page) -> Iterator[Card]:
-    rows = metrics.speedup(page.records).to_dict("records")
+    rows = page.speedup.to_dict("records")
     models = page.records["model"].unique()
     for model in models:
         title = f"Highest speedup, {model}" if len(models) > 1 else "Highest speedup"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ from pandas.api.typing import DataFrameGroupBy
 from bench.cost_records import STEP
 from bench.records import REFERENCE, Record, label
 from bench.tuned import Tuned
-from reports import figures, metrics
+from reports import badges, figures, metrics, sureness_metrics
 
 Row: TypeAlias = Mapping[Hashable, Any]
 
@@ -66,13 +66,14 @@ class Run:
 class Page:
     """The runs of a page and their records as `metrics.prepare` returns them; `left_out`: records
     given of the question set that is in no report; `costs`: the newest record of each measurement
-    of cost studies, with the study's name as `run`.
+    of cost studies, with the study's name as `run`; `notices`: what reading left out, and why.
     """
 
     runs: Sequence[Run]
     records: pd.DataFrame
     left_out: int = 0
     costs: Sequence[Record] = ()
+    notices: Sequence[str] = ()
 
     @cached_property
     def style(self) -> dict[str, figures.Look]:
@@ -83,7 +84,10 @@ class Page:
     def audited(self) -> pd.DataFrame:
         """The rows of every audit that is of these records."""
         rows = [{**row, "run": run.name} for run in self.runs for row in run.audited]
-        return pd.DataFrame(rows, columns=[*metrics.NAME, *metrics.AUDIT, "examples"])
+        return pd.DataFrame(
+            rows,
+            columns=[*metrics.NAME, *metrics.AUDIT, *metrics.QUALITY, *metrics.TESTED, "examples"],
+        )
 
     @cached_property
     def _defects(self) -> dict[tuple[Any, ...], int]:
@@ -91,47 +95,107 @@ class Page:
         keys = rows[list(metrics.NAME)].itertuples(index=False, name=None)
         return dict(zip(keys, rows["defects"], strict=True))
 
+    @cached_property
+    def defective(self) -> frozenset[tuple[Any, ...]]:
+        """The names (`metrics.NAME`) of rows whose audit shows anything wrong."""
+        rows = ({**row, "run": run.name} for run in self.runs for row in run.audited)
+        return frozenset(
+            tuple(row[name] for name in metrics.NAME) for row in rows if badges.defective(row)
+        )
+
     def defects(self, row: Row) -> int:
         """Defects that the audit found in a table's row."""
         return int(self._defects.get(tuple(row[name] for name in metrics.NAME), 0))
 
+    @cached_property
+    def speedup(self) -> pd.DataFrame:
+        """Of every row, with methods that gave wrong output never the fastest."""
+        return metrics.speedup(self.records, defective=self.defective)
+
+    @cached_property
+    def accepted(self) -> pd.DataFrame:
+        return metrics.accepted(self.records)
+
+    @cached_property
+    def shares(self) -> pd.DataFrame:
+        return metrics.shares(self.records)
+
 
 @dataclass(frozen=True)
 class Tag:
-    """A short mark beside a method's name."""
+    """A short mark beside a method's name; `why` is what a pointer held over it says."""
 
     text: str
     kind: str = "plain"
     href: str | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True)
 class Cell:
+    """What stands in a table: `sort` is the value by which it sorts and which its CSV holds;
+    `parts` stand for it there, each in a column of its own; `detail` is a second line, `graphic` a
+    drawing beside the text.
+    """
+
     text: str
     sort: float | str | None = None
     detail: str = ""
+    graphic: Markup | None = None
+    parts: Sequence[float] = ()
     tags: Sequence[Tag] = ()
     names_row: bool = False
     setting: bool = False
     same: bool = False  # a setting as in the row above
 
+    @property
+    def key(self) -> str | None:
+        """What the page sorts by where it is not the text itself: a value to seven digits."""
+        key = f"{self.sort:.7g}" if isinstance(self.sort, float) else self.sort
+        alone = not (self.tags or self.detail or self.graphic)
+        return None if key is None or (alone and str(key) == self.text) else str(key)
+
 
 @dataclass(frozen=True)
 class Head:
+    """A column's head; `term`: the definition it links to where that is not its own text."""
+
     text: str
     numeric: bool = False
+    term: str | None = None
 
 
 @dataclass(frozen=True)
 class Table:
+    """`lead` stands above the rows, with the `tags` of all its methods; `facts` are settings of the
+    whole table, by which filters find it; a `folded` one opens on a click.
+    """
+
     caption: str
     heads: Sequence[Head]
     rows: Sequence[Sequence[Cell]]
+    lead: Markup | str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    folded: bool = False
+    tags: Sequence[Tag] = ()
+
+    @cached_property
+    def shared(self) -> Mapping[int, str]:
+        """Columns of a setting that all rows share, by their places, with its name and value."""
+        if len(self.rows) < 2:
+            return {}
+        found = {}
+        for place, (head, *cells) in enumerate(zip(self.heads, *self.rows, strict=True)):
+            if all(cell.setting and cell.text == cells[0].text for cell in cells):
+                found[place] = f"{head.text} {cells[0].text}"
+        return found
 
 
 @dataclass(frozen=True)
 class Section:
-    """One block of the page; `empty` stands where there are no tables, `details` are folded."""
+    """One block of the page; `body`: HTML of its own below the lead; `empty` stands where there are
+    no tables, `details` are folded; `records`: how many the figure and the tables are made of.
+    """
 
     id: str
     title: str
@@ -141,6 +205,8 @@ class Section:
     definitions: metrics.Definitions = ()
     empty: str = ""
     details: Sequence[tuple[str, str]] = ()
+    body: Markup | None = None
+    records: int = 0
 
 
 @dataclass(frozen=True)
@@ -213,17 +279,30 @@ def counted(count: int, noun: str) -> str:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of figures: the key that it sorts by, and how a row prints."""
+    """A column of figures: the key that it sorts by, and how a row prints; `term` as of a head,
+    `draw` a drawing of the row, `parts` the keys of its values where it shows several.
+    """
 
     title: str
     key: str
     show: Callable[[Row], str]
     numeric: bool = True
+    term: str | None = None
+    draw: Callable[[Row], Markup] | None = None
+    parts: Sequence[str] = ()
+
+    def head(self) -> Head:
+        return Head(self.title, self.numeric, self.term)
 
     def cell(self, row: Row) -> Cell:
         value = row[self.key]
         missing = NONE if not self.numeric else None
-        return Cell(self.show(row), missing if pd.isna(value) else value)
+        return Cell(
+            self.show(row),
+            missing if pd.isna(value) else value,
+            graphic=self.draw(row) if self.draw else None,
+            parts=[float(row[name]) for name in self.parts],
+        )
 
 
 def column(title: str, key: str, show: Callable[[Any], str], numeric: bool = True) -> Column:
@@ -239,7 +318,7 @@ def bounds(row: Row) -> str:
     return NONE if pd.isna(row["low"]) else f"[{row['low']:.2f}, {row['high']:.2f}]"
 
 
-INTERVAL = Column("95 % interval", "low", bounds)
+INTERVAL = Column("95 % interval", "low", bounds, parts=("low", "high"))
 
 
 def tables(page: Page, caption: str, rows: pd.DataFrame, columns: Sequence[Column]) -> list[Table]:
@@ -265,7 +344,7 @@ def plain(
         return []
     heads = [Head(TITLES[name], name in NUMBERS) for name in names]
     heads += [Head("Method")] * (marks is not None)
-    heads += [Head(column.title, column.numeric) for column in columns]
+    heads += [column.head() for column in columns]
     lines: list[list[Cell]] = []
     for row in rows.to_dict("records"):
         line = [
@@ -321,7 +400,7 @@ def tags(page: Page, row: Row) -> list[Tag]:
         found.append(Tag(f"{row['unpaired']:,} without a reference", "warn"))
     if row.get("one_token"):
         found.append(Tag(f"{counted(row['one_token'], 'one-token pair')} left out"))
-    return found
+    return found + [Tag(words, "warn", "#sureness") for words in sureness_metrics.marks(row)]
 
 
 def panels(rows: pd.DataFrame) -> list[figures.Panel]:
