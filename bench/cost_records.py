@@ -32,7 +32,7 @@ from bench.journal import (
 )
 from bench.records import PHASE_SECONDS, Record, digest
 
-SCHEMA = "1.0"  # major.minor: readers accept every minor version of their major
+SCHEMA = "1.1"  # major.minor: readers accept every minor version of their major
 COSTS = "costs.jsonl"
 SETTINGS = "cost.yaml"
 COMPANIONS = (SETTINGS, "environment.json")  # what the folder of a study holds besides
@@ -49,6 +49,7 @@ TURN = {  # one timed turn of a method
     "accept_lengths": LENGTHS,  # tokens emitted by each verify step
     "drafted": COUNT,  # nodes drafted in all of them
 }
+QUIET = "quiet_s"  # since 1.1: decode_s of the same turn without the phase clock's marks
 
 
 def _is_turn(value: Any) -> bool:
@@ -56,6 +57,7 @@ def _is_turn(value: Any) -> bool:
         isinstance(value, dict)
         and value.keys() >= TURN.keys()
         and all(kind.holds(value[name]) for name, kind in TURN.items())
+        and SECONDS.holds(value.get(QUIET, 0.0))
     )
 
 

@@ -15,7 +15,18 @@ import torch
 from bench import targets
 from bench.config import without_paths
 from bench.cost_device import Bandwidth, facts, shortage, timed
-from bench.cost_records import ENGINE, FORWARD, IDENTITY, STEP, TURN, CostFolder, failure, key, ok
+from bench.cost_records import (
+    ENGINE,
+    FORWARD,
+    IDENTITY,
+    QUIET,
+    STEP,
+    TURN,
+    CostFolder,
+    failure,
+    key,
+    ok,
+)
 from bench.decoding import engines
 from bench.decoding.checkpoint import RANDOM
 from bench.decoding.decoder import Decoder, TargetInfo
@@ -284,15 +295,17 @@ class CostSession:
                     self._keep(job, row.figures())
 
     def _turns(self, target: TargetModel, context: int, rows: Sequence[_Row]) -> None:
-        """Timed turns of every method on the same random prompts, after one that is not timed;
-        methods take turns within a repeat, in an order of its own."""
+        """Timed turns of every method on the same random prompts, after one that is not timed, each
+        with the phase clock and without, in turn first; methods take turns within a repeat, in an
+        order of its own."""
         for row in rows:
-            row.turns, row.failure = [], None
+            row.turns, row.quiet, row.failure = [], [], None
         for repeat in range(-1, self.config.turns):
             prompt = self._ids(target, context, repeat)
             for row in self._shuffled(rows, context, repeat):
-                if row.failure is None:
-                    row.run(prompt, self.config.max_new_tokens, warm_up=repeat < 0)
+                for quiet in (False, True) if repeat % 2 else (True, False):
+                    if row.failure is None:
+                        row.run(prompt, self.config.max_new_tokens, repeat < 0, quiet)
 
 
 @dataclass
@@ -304,6 +317,7 @@ class _Row:
         startup_s: building it and its first turn.
         warm: whether it has had that turn.
         turns: timed ones at the context that is being measured.
+        quiet: the same without the phase clock's marks.
     """
 
     decoder: Decoder | None = None
@@ -311,6 +325,7 @@ class _Row:
     startup_s: float = 0.0
     warm: bool = False
     turns: list[Turn] = field(default_factory=list)
+    quiet: list[Turn] = field(default_factory=list)
 
     @classmethod
     def build(cls, method: Method, target: TargetModel) -> _Row:
@@ -325,28 +340,32 @@ class _Row:
         row.startup_s = time.perf_counter() - started
         return row
 
-    def run(self, prompt: Sequence[int], max_new_tokens: int, warm_up: bool) -> None:
+    def run(self, prompt: Sequence[int], max_new_tokens: int, warm_up: bool, quiet: bool) -> None:
         """One turn of full length: random text has no end."""
         assert self.decoder is not None
+        clock = self.decoder.target.clock
         started = time.perf_counter()
         try:
+            clock.quiet = quiet
             turn = run_turn(self.decoder, prompt, Sampling(), max_new_tokens, ())
         except Exception as error:
             self.failure = _failed(error)
             return
+        finally:
+            clock.quiet = False
         if not self.warm:
             self.startup_s += time.perf_counter() - started
             self.warm = True
         if not warm_up:
-            self.turns.append(turn)
+            (self.quiet if quiet else self.turns).append(turn)
 
     def figures(self) -> Record:
         decoder = self.decoder
         assert decoder is not None
         return {
             "turns": [
-                {name: getattr(turn, name) for name in TURN}  # as the schema has them
-                for turn in self.turns
+                {name: getattr(turn, name) for name in TURN} | {QUIET: quiet.decode_s}
+                for turn, quiet in zip(self.turns, self.quiet, strict=True)
             ],
             "width": decoder.width,
             "draft_parameters": decoder.draft_parameters,

@@ -230,6 +230,7 @@ def _steps(rows: pd.DataFrame) -> list[Table]:
         column("Other ms", "other_ms", digits),
         column("Accept + other ms", "overhead_ms", digits),
         column("Verification", "verify", percent),
+        figure("Clock", "clock", "{:.3f}×"),
         figure("Break-even", "break_even", "{:.2f}"),
         figure("Nodes/step", "nodes", "{:.1f}"),
     ]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from bench.config import ENGINES
-from bench.cost_records import ENGINE, FORWARD, STEP
+from bench.cost_records import ENGINE, FORWARD, QUIET, STEP
 from bench.records import PHASES, REFERENCE, Record, label
 from reports import metrics
 from reports.metrics import Definitions
@@ -50,6 +50,11 @@ COSTS: Definitions = (
         "the text find little in it: nodes/step says how wide their trees were.",
     ),
     ("Verification share", "the verify forward's part of the step."),
+    (
+        "Clock",
+        "seconds of a decode loop over those of the same loop without the phase clock's marks, the "
+        "median over turns. All other times are with them.",
+    ),
     (
         "Break-even",
         "the method's step divided by the reference's: it gains where it accepts more tokens a "
@@ -100,8 +105,9 @@ def forwards(costs: Sequence[Record]) -> pd.DataFrame:
 
 def steps(costs: Sequence[Record]) -> pd.DataFrame:
     """One row for each model, engine, context and method: draft_ms, verify_ms, accept_ms, other_ms,
-    step_ms, overhead_ms (accept and other), verify (share), break_even, nodes, draft_parameters,
-    draft_bytes, draft_floor_ms and draft_over_floor (both null where nothing is read).
+    step_ms, overhead_ms (accept and other), verify (share), clock (null where it was not measured),
+    break_even, nodes, draft_parameters, draft_bytes, draft_floor_ms and draft_over_floor (both null
+    where nothing is read).
     """
     rows = []
     for record in _good(costs, STEP):
@@ -123,6 +129,7 @@ def steps(costs: Sequence[Record]) -> pd.DataFrame:
                 "step_ms": step,
                 "overhead_ms": times["accept_ms"] + times["other_ms"],
                 "verify": times["verify_ms"] / step,
+                "clock": float(np.median([_clock(turn) for turn in record["turns"]])),
                 "nodes": sum(turn["drafted"] for turn in record["turns"]) / verify_steps,
                 "draft_parameters": record["draft_parameters"],
                 "draft_bytes": record["draft_bytes"],
@@ -229,6 +236,12 @@ def _facts(record: Record) -> dict[str, Any]:
 def _bandwidth(record: Record) -> float:
     """Bytes a second: the better of the two measured."""
     return float(max(record["copy_bytes_per_s"], record["read_bytes_per_s"]))
+
+
+def _clock(turn: Record) -> float:
+    """A turn's seconds over those without the phase clock; nan where they were not measured."""
+    quiet = turn.get(QUIET) or np.nan
+    return float(turn["decode_s"] / quiet)
 
 
 def _per_step(turn: Record, phase: str) -> float:

@@ -82,6 +82,7 @@ def test_a_study_measures_everything_once(whole: Path) -> None:
     }
     for record in steps:
         (turn,) = record["turns"]
+        assert turn["quiet_s"] > 0
         assert sum(turn["accept_lengths"]) == 3
         assert turn["phase_s"]["verify"] > 0
         assert (turn["phase_s"]["draft"] > 0) == (record["method"] != REFERENCE)
@@ -425,6 +426,10 @@ BROKEN: list[tuple[str, Callable[[], Record]]] = [
     ("accept_lengths sums to 4, not 8", lambda: studies.measurement(STEP, max_new_tokens=9)),
     ("seconds must be", lambda: studies.measurement(FORWARD) | {"seconds": [-1.0, 1.0, 1.0]}),
     ("turns must be", lambda: studies.measurement(STEP) | {"turns": [{"decode_s": 1.0}]}),
+    (
+        "turns must be",
+        lambda: studies.measurement(STEP) | {"turns": [studies.turn() | {"quiet_s": "1"}]},
+    ),
     ("startup_s is null", lambda: studies.measurement(ENGINE) | {"startup_s": None}),
     ("extra is no key", lambda: studies.measurement(ENGINE) | {"extra": 1}),
     ("width is missing", lambda: {k: v for k, v in studies.fast().items() if k != "width"}),
@@ -470,5 +475,5 @@ def test_a_later_success_counts_and_a_later_failure_does_not() -> None:
 
 def test_another_major_version_is_refused(tmp_path: Path) -> None:
     folder = study(tmp_path, studies.measurement(ENGINE) | {"schema": "2.0"})
-    with pytest.raises(UsageError, match=r"line 1: schema 2\.0 .* 1\.0"):
+    with pytest.raises(UsageError, match=r"line 1: schema 2\.0 .* 1\.1"):
         read(folder)

@@ -74,6 +74,7 @@ def turn(
         "decode_s": steps * sum(phases.values()),
         "accept_lengths": [1] * steps,
         "drafted": steps * drafted,
+        "quiet_s": 0.8 * steps * sum(phases.values()),
     }
 
 

@@ -72,11 +72,19 @@ def test_phases_of_a_step() -> None:
     assert row["step_ms"] == pytest.approx(3.0)
     assert row["overhead_ms"] == pytest.approx(0.25)
     assert row["verify"] == pytest.approx(2 / 3)
+    assert row["clock"] == pytest.approx(1.25)
     assert row["break_even"] == pytest.approx(1.5)
     assert row["nodes"] == 6
     assert row["draft_floor_ms"] == pytest.approx(0.5)
     assert row["draft_over_floor"] == pytest.approx(1.5)
     assert pd.isna(reference["draft_floor_ms"])  # it drafts nothing
+
+
+def test_a_study_of_an_older_minor_version_did_not_measure_the_clock() -> None:
+    record = measurement(STEP)
+    for kept in record["turns"]:
+        del kept["quiet_s"]
+    assert figures.steps(costs(record))["clock"].isna().all()
 
 
 def test_a_step_is_the_median_of_turns_of_any_number_of_steps() -> None:
@@ -188,7 +196,7 @@ def test_tables_of_a_study(page: str) -> None:
     assert "synthetic:tiny eager 1000 1 2.00 [1.75, 2.50] 1.25 1.60× 2,500 4.66 GiB" in forwards
     wide = table_of(page, "Wider forwards")
     assert "synthetic:tiny eager 1000 1.50× synthetic:tiny eager 4000 1.50×" in wide
-    row = "fast(n=3) random draft 3.00 0.750 2.00 0.200 0.0500 0.250 66.7 % 1.50 6.0"
+    row = "fast(n=3) random draft 3.00 0.750 2.00 0.200 0.0500 0.250 66.7 % 1.250× 1.50 6.0"
     assert row in table_of(page, "Phases of a step")
     assert "fast(n=3) random draft 0.750 0.500 1.50× 1.86 GiB 1 G" in table_of(page, "Drafts")
     assert "synthetic:tiny eager 2 G 3.73 GiB 977 KiB 3.5 5 GiB" in table_of(page, "Models and")
