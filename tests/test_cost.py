@@ -136,7 +136,8 @@ def test_a_study_continues_after_a_kill(done: Path, share: float) -> None:
 
 def test_settings_fed_back_continue_the_study(done: Path) -> None:
     before = harness.contents(done)
-    assert main(["--config", "out/cost.yaml", "--out", "out", "--no-report"]) == 0
+    with harness.one_thread():
+        assert main(["--config", "out/cost.yaml", "--out", "out", "--no-report"]) == 0
     assert harness.contents(done) == before
 
 
