@@ -105,8 +105,8 @@ class GraphTarget(TargetModel):
 
     def settle(self, tree: TokenTree, verdict: Verdict) -> Verdict:
         """Move the accepted rows and count them, all on the device."""
-        slot = self._slots[tree.width]
-        moved = verdict.path[: slot.height(tree) + 1]
+        slot, height = self._slots[tree.width], tree.topology.height
+        moved = verdict.path if height is None else verdict.path[: height + 1]
         rows = self.length + torch.arange(moved.shape[0], device=self.device)
         kept = self.cache.rows.index_select(-2, self.length + moved)
         self.cache.rows.index_copy_(-2, rows, kept)
@@ -171,7 +171,7 @@ class Slot:
         # Trees that change at every step are copied into this one.
         self._moving = _over(parents, acceptable, self.visible, self.depths, lasting=False)
         self._any = TokenTree(self.tokens, self._moving)
-        self._lasting: dict[int, tuple[Topology, TokenTree, int]] = {}  # by id of the topology
+        self._lasting: dict[int, tuple[Topology, TokenTree]] = {}  # by id of the topology
         self._shown: Topology | None = None  # whose masks lie in `visible` and `depths`
         self._chain: TokenTree | None = None
 
@@ -199,11 +199,6 @@ class Slot:
             self.depths.copy_(tree.topology.depths)
             self._shown = tree.topology
 
-    def height(self, tree: TokenTree) -> int:
-        """Levels below the root, at most."""
-        known = (height for _, own, height in self._lasting.values() if own is tree)
-        return next(known, self.width - 1)
-
     def _keep(self, topology: Topology) -> TokenTree:
         """Its padded form, made once."""
         if id(topology) not in self._lasting:
@@ -214,10 +209,10 @@ class Slot:
                 torch.zeros_like(moving.ancestors),
                 torch.zeros_like(moving.depths),
                 lasting=True,
+                height=topology.height,
             )
             self._fill(padded, topology)
-            height = int(topology.depths.max())
-            self._lasting[id(topology)] = topology, TokenTree(self.tokens, padded), height
+            self._lasting[id(topology)] = topology, TokenTree(self.tokens, padded)
         return self._lasting[id(topology)][1]
 
     def _fill(self, padded: Topology, topology: Topology) -> None:
@@ -237,10 +232,15 @@ class Slot:
 
 
 def _over(
-    parents: Tensor, acceptable: Tensor, ancestors: Tensor, depths: Tensor, lasting: bool
+    parents: Tensor,
+    acceptable: Tensor,
+    ancestors: Tensor,
+    depths: Tensor,
+    lasting: bool,
+    height: int | None = None,
 ) -> Topology:
     """A topology whose masks and depths lie in buffers of ours."""
-    topology = Topology(parents, acceptable, lasting)
+    topology = Topology(parents, acceptable, lasting, height)
     topology.__dict__.update(ancestors=ancestors, depths=depths)
     return topology
 
