@@ -112,7 +112,7 @@ def _attend(
             chunk = _chunk(length, SPLITS, LEAST)
             first = split * chunk
             last = tl.minimum(first + chunk, length)
-            here &= first < last  # an empty part leaves nothing
+            here = here & (m * 0 + first < last)  # an empty part leaves nothing
             for start in range(first, last, BN):
                 j = start + tl.arange(0, BN)
                 live = j < last
