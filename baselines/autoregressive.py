@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from bench.decoding.decoder import Block, Decoder
+from torch import Tensor
+
+from bench.decoding.decoder import Block, Decoder, Settings
 from bench.decoding.sampling import Sampling
+from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology
 
 
@@ -15,6 +18,10 @@ class Autoregressive(Decoder):
 
     name: ClassVar[str] = "autoregressive"
     lossless: ClassVar[bool] = True
+
+    def __init__(self, target: TargetModel, settings: Settings) -> None:
+        super().__init__(target, settings)
+        self._argmax = target.capture(self._likeliest)
 
     def decode(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Block]:
         target, clock = self.target, self.target.clock
@@ -25,7 +32,10 @@ class Autoregressive(Decoder):
             with clock.phase("verify"):
                 step = target.forward(target.place(TokenTree(token, root)))
             with clock.phase("accept"):
-                token = sampling.pick(step.logits)
+                token = self._argmax(step) if sampling.greedy else sampling.pick(step.logits)
                 target.commit_root()
                 block = Block((int(token),), depth=0)
             yield block
+
+    def _likeliest(self, step: Step) -> Tensor:
+        return self.target.argmax(step.logits)

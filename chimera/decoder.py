@@ -117,6 +117,7 @@ class Chimera(TreeDecoder):
             self._grower = StaticGrower(paths, target.device)
         self._recent = torch.zeros(3, dtype=torch.long, device=target.device)  # newest last
         self._draft, self._follow = target.capture(self._tree), target.capture(self._observe)
+        self._slide = target.fuse(self._slid)
 
     def _load(
         self, target: TargetModel, checkpoint: str | None
@@ -161,16 +162,17 @@ class Chimera(TreeDecoder):
         self._follow(tree, step, verdict)
 
     def _observe(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
-        accepted = verdict.length.view(1)
-        path = verdict.path[: self._levels + 1]  # the root first
-        taps = [step.taps[k][path] for k in self._taps]
-        self._drafter.remember(step.hidden[path], taps, accepted + 1)
-        # The three tokens before and with the bonus token, which follows `accepted` drafted ones.
-        bonus = verdict.bonus.view(1)
-        ids = torch.cat((self._recent, tree.tokens[path[1:]], bonus))
-        ids.scatter_(0, accepted + 3, bonus)
-        window = torch.arange(1, 4, device=ids.device)
-        self._recent.copy_(ids[accepted + window])
+        path, accepted = verdict.path[: self._levels + 1], verdict.length.view(1)
+        taps = [step.taps[k] for k in self._taps]
+        self._drafter.remember(step.hidden, taps, path, accepted)
+        self._recent.copy_(self._slide(tree.tokens, path, accepted, verdict.bonus.view(1)))
+
+    def _slid(self, tokens: Tensor, path: Tensor, accepted: Tensor, bonus: Tensor) -> Tensor:
+        """The newest tokens: the bonus token, the path's last and the one before that, which comes
+        before the root where nothing was accepted."""
+        parent = tokens[path[(accepted - 1).clamp(min=0)]]
+        before = torch.where(accepted > 0, parent, self._recent[1])
+        return torch.cat((before, tokens[path[accepted]], bonus))
 
 
 class ChimeraPlus(Chimera):

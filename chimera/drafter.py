@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.decoding import ops
 from bench.decoding.ranks import RankPath
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
@@ -43,12 +44,12 @@ class Drafter:
         self._state = torch.zeros(1, size, **options)  # type: ignore[call-overload]
         self._pull = torch.zeros_like(self._state) if model.config.query_state else None
         self._fused: fused.FusedDraft | None = None
-        if self._head is not None and fused.fits(model, target):
+        if fused.fits(model, target):
             self._fused = fused.FusedDraft(model, target, self._head)
         self._ask = target.fuse(self._question)
         self._answer = target.fuse(self._reply)
-        self._read = target.fuse(self._context)
-        self.sprout = target.fuse(self._children)
+        self._read = target.fuse(self._recall)
+        self._spread = target.fuse(self._children)
 
     def start(self, hidden: Tensor, taps: list[Tensor]) -> None:
         """Forget the sequence before; a new one has true states [n, d]."""
@@ -61,35 +62,30 @@ class Drafter:
                 self._fused.reserve(rows)
         positions = torch.arange(hidden.shape[0], device=hidden.device)
         self._context(hidden, taps, positions, self._rows)
-        self._remember_state(hidden[-1:])
+        keep = self._keep if self._fused is None else self._fused.state
+        keep(hidden[-1:])
 
-    def remember(self, hidden: Tensor, taps: list[Tensor], count: Tensor) -> None:
+    def remember(self, hidden: Tensor, taps: list[Tensor], path: Tensor, accepted: Tensor) -> None:
         """Append true states of newly committed positions.
 
         Args:
-            hidden: [n, d], of which the first `count` are true; what is written behind them is
-                overwritten by the next draft.
-            taps: of each [n, d].
-            count: int64 [1].
+            hidden: [w, d], of a tree's nodes.
+            taps: of each [w, d].
+            path: int64 [n], nodes from the root down. Those behind the accepted ones are not true;
+                what is written of them is overwritten by the next draft.
+            accepted: int64 [1], true ones below the root.
         """
-        first = self._target.length - count
-        if self._fused is not None:
-            self._fused.context(hidden, taps, first, self._rows)
-        else:
-            positions = first + torch.arange(len(hidden), device=hidden.device)
-            self._read(hidden, taps, positions, self._rows)
-        self._remember_state(hidden[count - 1])
+        read = self._read if self._fused is None else self._fused.remember
+        read(hidden, taps, path, accepted, self._rows)
 
-    def _remember_state(self, h: Tensor) -> None:
-        if self._fused is not None:
-            self._fused.state(h)
-            return
-        self._state.copy_(h)
-        pull = self.model.encoder.pull(h)
-        if self._pull is not None and pull is not None:
-            self._pull.copy_(pull)
-
-    def expand(self, trigrams: Tensor, level: int, visible: Tensor, last: bool = False) -> Tensor:
+    def expand(
+        self,
+        trigrams: Tensor,
+        level: int,
+        visible: Tensor,
+        last: bool = False,
+        embedded: Tensor | None = None,
+    ) -> Tensor:
         """Draft behind n nodes of depth `level - 1` of the tree.
 
         Args:
@@ -97,13 +93,15 @@ class Drafter:
             level: depth of what is drafted, from 1.
             visible: bool [n, drafted rows + n]: the rows of the nodes' ancestors and their own.
             last: no deeper level follows, so that none needs this one's rows.
+            embedded: [n, 3d], what `sprout` gave with the trigrams.
 
         Returns:
             logits [n, V'].
         """
         n, context = trigrams.shape[0], self.model.encoder.sees_context
         if self._fused is not None:
-            found = self._fused.level(trigrams, level, visible, last, self._drafted, self._rows)
+            x = self._fused.embed(trigrams) if embedded is None else embedded
+            found = self._fused.level(x, level, visible, last, self._drafted, self._rows)
             self._drafted += n
             return found
         if not context:  # itself alone
@@ -126,6 +124,20 @@ class Drafter:
     def best(self, logits: Tensor, count: int) -> Tensor:
         """[n, count]: indices of the likeliest drafts of each row of [n, V']."""
         return self._target.top(logits, count)[1]
+
+    def sprout(
+        self, above: Tensor, best: Tensor, level: StaticLevel
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(trigrams [m, 3] of a level's nodes, those [k, 3] of its nodes that are expanded next,
+        and their embeddings [k, 3d] where `expand` wants them).
+
+        above: int64 [n, 3], the nodes that were expanded; best: int64 [n, ranks], their drafts.
+        """
+        given = (above, best, level.parent, level.rank)
+        if self._fused is None:
+            return (*self._spread(*given, level.inner), None)
+        shape = (level.place, len(level.inner))
+        return ops.sprout(*given, *shape, self._vocabulary, *self._fused.embeddings)
 
     def rewind(self) -> None:
         """Forget the tree that was drafted."""
@@ -181,16 +193,28 @@ class Drafter:
         k, v = encoder.keys_values(encoder.context(hidden, taps), encoder.rotation(rows))
         _write(into, rows, k, v)
 
+    def _recall(
+        self, hidden: Tensor, taps: list[Tensor], path: Tensor, accepted: Tensor, into: Tensor
+    ) -> None:
+        """As `remember` says."""
+        first = self._target.length - accepted - 1
+        rows = first + torch.arange(len(path), device=path.device)
+        self._context(hidden[path], [tap[path] for tap in taps], rows, into)
+        self._keep(hidden[path[accepted]])
+
+    def _keep(self, h: Tensor) -> None:
+        """h_t, [1, d], is known."""
+        self._state.copy_(h)
+        pull = self.model.encoder.pull(h)
+        if self._pull is not None and pull is not None:
+            self._pull.copy_(pull)
+
     def _children(
         self, above: Tensor, best: Tensor, parent: Tensor, rank: Tensor, inner: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(trigrams [m, 3] of a level's nodes, those of its nodes `inner`).
-
-        above: [n, 3], expanded nodes; best: [n, ranks], their drafts by rank; parent, rank: [m].
-        """
-        tokens = self._vocabulary[best[parent, rank]]
-        children = torch.cat((above[parent, 1:], tokens[:, None]), dim=1)
-        return children, children[inner]
+        """(trigrams [m, 3] of a level's nodes, those of its nodes `inner`)."""
+        nodes = ops.children(above, best, parent, rank, self._vocabulary)
+        return nodes, nodes[inner]
 
 
 def _nbytes(module: nn.Module | None) -> int:
@@ -217,14 +241,15 @@ class Grower(ABC):
 
 
 @dataclass(frozen=True)
-class _Level:
+class StaticLevel:
     """One level of a static tree.
 
     Attributes:
         visible: bool [n, rows + n], what the n expanded nodes above it see of the drafted rows.
         parent: int64 [m], for each node its parent's place among those n.
         rank: int64 [m], and its rank.
-        inner: int64, which of the m are expanded next.
+        inner: int64 [k], which of the m are expanded next.
+        place: int64 [m], for each node its place among those k, or -1.
         ranks: how many ranks are needed.
     """
 
@@ -232,6 +257,7 @@ class _Level:
     parent: Tensor
     rank: Tensor
     inner: Tensor
+    place: Tensor
     ranks: int
 
 
@@ -245,17 +271,19 @@ class StaticGrower(Grower):
         has_children = {path[:-1] for path in ordered if path}
         rows: list[RankPath] = []  # expanded nodes, in the order of their rows
         parents: list[RankPath] = [()]
-        self._levels: list[_Level] = []
+        self._levels: list[StaticLevel] = []
         for depth in range(1, max(map(len, ordered)) + 1):
             nodes = [path for path in ordered if len(path) == depth]
             rows += parents
             visible = [[row == path[: len(row)] for row in rows] for path in parents]
             inner = [i for i, path in enumerate(nodes) if path in has_children]
-            level = _Level(
+            place = [inner.index(i) if i in inner else -1 for i in range(len(nodes))]
+            level = StaticLevel(
                 visible=torch.tensor(visible, device=device),
                 parent=torch.tensor([parents.index(p[:-1]) for p in nodes], device=device),
                 rank=torch.tensor([path[-1] for path in nodes], device=device),
                 inner=torch.tensor(inner, dtype=torch.long, device=device),
+                place=torch.tensor(place, device=device),
                 ranks=max(path[-1] for path in nodes) + 1,
             )
             self._levels.append(level)
@@ -264,13 +292,13 @@ class StaticGrower(Grower):
 
     def grow(self, drafter: Drafter, recent: Tensor) -> TokenTree:
         drafter.rewind()
-        above = recent[None]
+        above, embedded = recent[None], None
         trigrams = [above]  # by level, [m, 3]
         for depth, level in enumerate(self._levels, start=1):
             last = depth == self.depth
-            logits = drafter.expand(above, depth, level.visible, last)
+            logits = drafter.expand(above, depth, level.visible, last, embedded)
             best = drafter.best(logits, level.ranks)
-            nodes, above = drafter.sprout(above, best, level.parent, level.rank, level.inner)
+            nodes, above, embedded = drafter.sprout(above, best, level)
             trigrams.append(nodes)
         return TokenTree(torch.cat(trigrams)[:, 2], self.topology)
 

@@ -16,72 +16,95 @@ from torch.nn import functional as F
 
 from bench.decoding import ops
 from bench.decoding.target import TargetModel
-from chimera.model import Chimera, Standardise
+from chimera.model import Chimera
 
 
 def fits(model: Chimera, target: TargetModel) -> bool:
-    """Whether the engine fuses products of this size and the model has the usual form."""
+    """Whether the engine fuses products and the model has the usual form or the published one."""
     config = model.config
-    usual = config.trigram and config.context and config.head_state and not config.own_heads
+    if not (target.fuses and config.trigram and config.context and config.head_state):
+        return False
+    if config.own_heads:
+        return not config.query_state
     ours, theirs = model.encoder.state_norm, model.heads.state_norm
-    alike = torch.equal(ours.mean, theirs.mean) and torch.equal(ours.scale, theirs.scale)
-    return usual and alike and target.fuses(model.trigram.residual.weight)
+    return torch.equal(ours.mean, theirs.mean) and torch.equal(ours.scale, theirs.scale)
 
 
 class FusedDraft:
-    """One draft model, bound to a target's embeddings and a draft vocabulary's LM head [V', d]."""
+    """One draft model, bound to a target's embeddings and a draft vocabulary's LM head [V', d];
+    None where the heads are the checkpoint's own."""
 
-    def __init__(self, model: Chimera, target: TargetModel, head: Tensor) -> None:
+    def __init__(self, model: Chimera, target: TargetModel, head: Tensor | None) -> None:
         encoder, config = model.encoder, model.config
         self._model, self._target, self._head = model, target, head
         self._length = target.length
         self._tables = (torch.empty(0), torch.empty(0))  # cos, sin [rows, D / 2]
         self._qkv = torch.cat((encoder.q_proj.weight, encoder.kv_proj.weight))
-        # What reads the state h_t: the heads' first halves, then the query's part.
-        d = config.hidden_size
         heads = [cast(nn.Linear, module) for module in model.heads.heads]
-        self._o_heads = [head.weight[:, d:].contiguous() for head in heads]
+        self._pull: Tensor | None = None
+        if head is None:
+            self._heads = [head.weight for head in heads]
+            self._from_h = torch.zeros_like(self._heads[0][:1, : config.hidden_size])  # h_t
+        else:
+            self._divide(heads)
+        norm = model.trigram.norm
+        self.embeddings = target.embeddings().weight, (norm.mean, norm.scale)  # as `ops.embed` does
+        self._before = target.fuse(self._normed)
+        self._pair = target.fuse(self._paired)
+
+    def _divide(self, heads: list[nn.Linear]) -> None:
+        """The heads by what they read: o, or h_t as the query's part does."""
+        d, from_state = self._model.config.hidden_size, self._model.encoder.from_state
+        self._heads = [head.weight[:, d:].contiguous() for head in heads]
         self._h_matrix = torch.cat([head.weight[:, :d] for head in heads])
         self._h_bias = torch.cat([head.bias for head in heads])[None]
-        if encoder.from_state is not None:
-            self._h_matrix = torch.cat((self._h_matrix, encoder.from_state.weight))
+        if from_state is not None:
+            self._h_matrix = torch.cat((self._h_matrix, from_state.weight))
             self._h_bias = F.pad(self._h_bias, (0, d))
         self._from_h = torch.zeros_like(self._h_bias.view(-1, d))  # [depth (+ 1), d]
-        self._pull = None if encoder.from_state is None else self._from_h[-1:]
-        self._gather = target.fuse(self._embedded)
-        self._before = target.fuse(self._normed)
-        self._standard = target.fuse(encoder.state_norm.forward)
+        if from_state is not None:
+            self._pull = self._from_h[-1:]
 
     def reserve(self, rows: int) -> None:
         """Rotary tables of `rows` positions."""
-        cos, sin = self._model.encoder.rotation(torch.arange(rows, device=self._head.device))
+        cos, sin = self._model.encoder.rotation(torch.arange(rows, device=self._qkv.device))
         self._tables = cos.squeeze(-2).contiguous(), sin.squeeze(-2).contiguous()
 
     def state(self, h: Tensor) -> None:
         """h_t, [1, d], is known."""
-        out = ops.linear(self._standard(h), self._h_matrix, residual=self._h_bias)
-        self._from_h.copy_(out.view_as(self._from_h))
+        self._keep(self._seen(h))
 
-    def context(self, hidden: Tensor, taps: list[Tensor], first: Tensor, into: Tensor) -> None:
-        """Key and value of true states [n, d] at positions `first` int64 [1] and on, into
-        [2, H, rows, D]."""
+    def _keep(self, h: Tensor) -> None:
+        """What draws on h_t, as the heads see it."""
+        if self._head is not None:
+            h = ops.linear(h, self._h_matrix, residual=self._h_bias)
+        self._from_h.copy_(h.view_as(self._from_h))
+
+    def remember(
+        self, hidden: Tensor, taps: list[Tensor], path: Tensor, accepted: Tensor, into: Tensor
+    ) -> None:
+        """As `Drafter.remember` says; keys and values into [2, H, rows, D]."""
         encoder = self._model.encoder
-        c, tapped = self._before(hidden, taps)
+        c, tapped, h, first = self._before(hidden, taps, path, accepted)
         if encoder.from_taps is not None and tapped is not None:
             c = ops.linear(tapped, encoder.from_taps.weight, residual=c)
         kv = ops.linear(c, encoder.kv_proj.weight)
         ops.place(kv, 0, into[0], into[1], *self._tables, first, 0, 0, consecutive=True)
+        self._keep(h)
+
+    def embed(self, trigrams: Tensor) -> Tensor:
+        """int64 [n, 3] -> [n, 3d], standardised."""
+        return ops.embed(trigrams.flatten(), *self.embeddings).view(trigrams.shape[0], -1)
 
     def level(
-        self, trigrams: Tensor, level: int, visible: Tensor, last: bool, drafted: int, rows: Tensor
+        self, x: Tensor, level: int, visible: Tensor, last: bool, drafted: int, rows: Tensor
     ) -> Tensor:
-        """logits [n, V'] behind n nodes, as `Drafter.expand` says; `drafted` rows lie behind the
-        true ones of [2, H, rows, D]."""
+        """logits [n, V'] behind n nodes with embeddings x [n, 3d], as `Drafter.expand` says;
+        `drafted` rows lie behind the true ones of [2, H, rows, D]."""
         model, encoder, eps = self._model, self._model.encoder, self._model.config.eps
         keys, values = rows[0], rows[1]
         place = (keys, values, *self._tables, self._length, level - 1, drafted)
         residual = model.trigram.residual
-        x = self._gather(trigrams)  # [n, 3d]
         x = ops.linear(x, residual.weight, bias=residual.bias, silu=True, residual=x)
         u = ops.linear(x, model.trigram.projection.weight, residual=self._pull)
         q = ops.place(
@@ -96,10 +119,12 @@ class FusedDraft:
         if not last:  # its row as deeper levels see it
             kv = ops.linear(x, encoder.kv_proj.weight, encoder.context_norm.weight, eps)
             ops.place(kv, 0, *place)
-        norm = encoder.state_norm
+        norm, head = encoder.state_norm, self._heads[level - 1]
+        if self._head is None:  # logits = W_k [h_t; o]
+            return ops.linear(self._pair(self._from_h, x), head)
         z = ops.linear(
             x,
-            self._o_heads[level - 1],
+            head,
             bias=self._from_h[level - 1],
             silu=True,
             residual=x,
@@ -107,13 +132,23 @@ class FusedDraft:
         )
         return ops.linear(z, self._head)
 
-    def _embedded(self, trigrams: Tensor) -> Tensor:
-        """[n, 3] -> [n, 3d]."""
-        norm: Standardise = self._model.trigram.norm
-        x: Tensor = norm(F.embedding(trigrams, self._target.embeddings().weight))
-        return x.flatten(1)
-
-    def _normed(self, hidden: Tensor, taps: list[Tensor]) -> tuple[Tensor, Tensor | None]:
-        """(the normed state, the taps side by side)."""
+    def _normed(
+        self, hidden: Tensor, taps: list[Tensor], path: Tensor, accepted: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """(the path's normed states, its taps side by side, h_t, the first's position)."""
         encoder = self._model.encoder
-        return encoder.own_context(hidden), encoder.tapped(taps)
+        tapped = encoder.tapped([tap[path] for tap in taps])
+        h = self._seen(hidden[path[accepted]])
+        return encoder.own_context(hidden[path]), tapped, h, self._length - accepted - 1
+
+    def _seen(self, h: Tensor) -> Tensor:
+        """h_t [1, d] as the heads see it."""
+        if self._head is None:
+            return h
+        seen: Tensor = self._model.encoder.state_norm(h)
+        return seen
+
+    def _paired(self, h: Tensor, x: Tensor) -> Tensor:
+        """[h; o] [n, 2d] from h [1, d] and x^ [n, d]."""
+        o = self._model.encoder.state_norm.inverse(x)
+        return torch.cat((h.expand_as(o), o), dim=-1)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from baselines.medusa import published
 from baselines.medusa.model import Medusa as MedusaHeads
 from baselines.medusa.model import MedusaConfig
-from bench.decoding import static_trees
+from bench.decoding import ops, static_trees
 from bench.decoding.checkpoint import RANDOM, CheckpointError, digest
 from bench.decoding.decoder import Settings, TargetInfo, TreeDecoder
 from bench.decoding.draft_weights import load_state, read_draft, shipped
@@ -133,10 +133,24 @@ class Medusa(TreeDecoder):
         return self._draft()
 
     def _tree(self) -> TokenTree:
-        logits = self.heads.logits(self._state, self._head)  # [K, V']
+        logits = self._fused() if self.target.fuses else self.heads.logits(self._state, self._head)
         best = self.target.top(logits, self._ranks)[1]
         drafted = self._vocabulary[best[self._depth, self._rank]]
         return TokenTree(torch.cat((self._root, drafted)), self.topology)
+
+    def _fused(self) -> Tensor:
+        """logits [K, V'], as `Medusa.logits` says, in few kernels."""
+        states = []
+        for head in self.heads.heads:
+            z = self._state[None]
+            for block in cast(list[nn.Linear], head):
+                z = ops.linear(z, block.weight, bias=block.bias, silu=True, residual=z)
+            states.append(z)
+        if not self.heads.lm_heads:
+            return ops.linear(torch.cat(states), self._head)
+        heads = cast(list[nn.Linear], self.heads.lm_heads)
+        own = zip(states, heads, strict=True)
+        return torch.cat([ops.linear(z, head.weight) for z, head in own])
 
     def advance(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
         self._follow(step, verdict)
@@ -158,6 +172,4 @@ class MedusaTypical(Medusa):
     lossless: ClassVar[bool] = False
 
     def accept(self, tree: TokenTree, step: Step, sampling: Sampling) -> Verdict:
-        if sampling.greedy:
-            return super().accept(tree, step, sampling)
         return typical(tree, sampling.probs(step.logits), sampling)

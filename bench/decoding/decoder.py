@@ -12,7 +12,7 @@ from torch import Tensor
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree
-from bench.decoding.verify import Verdict, accept, greedy
+from bench.decoding.verify import Verdict, accept, exact_match
 
 
 @dataclass(frozen=True)
@@ -129,9 +129,6 @@ class Decoder(ABC):
         """
 
 
-GREEDY = Sampling()
-
-
 class TreeDecoder(Decoder):
     """Draft a tree, verify it in one forward, accept, repeat.
 
@@ -148,8 +145,8 @@ class TreeDecoder(Decoder):
 
     def __init__(self, target: TargetModel, settings: Settings) -> None:
         super().__init__(target, settings)
-        self._greedy_rule = target.fuse(greedy)
-        self._accept_greedy = target.capture(self._settle_greedy)
+        self._match = target.fuse(self._matched)
+        self._settle_greedy = target.capture(self._settle_matched)
 
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:
         """A sequence starts.
@@ -166,9 +163,7 @@ class TreeDecoder(Decoder):
         """The next tree; its root is the newest emitted token."""
 
     def accept(self, tree: TokenTree, step: Step, sampling: Sampling) -> Verdict:
-        """The acceptance rule; lossless unless a subclass says otherwise."""
-        if sampling.greedy:
-            return self._greedy_rule(tree, step.logits)
+        """The acceptance rule above temperature 0; lossless unless a subclass says otherwise."""
         return accept(tree, step.logits, sampling)
 
     def also(self, step: Step) -> Tensor | None:
@@ -231,9 +226,13 @@ class TreeDecoder(Decoder):
         self, drafted: TokenTree, tree: TokenTree, step: Step, sampling: Sampling
     ) -> Verdict:
         if sampling.greedy:
-            return self._accept_greedy(tree, step)
+            return self._settle_greedy(tree, step)
         decided = self.accept(drafted, step.first(drafted.width), sampling)
-        return self.target.settle(tree, decided)
+        return self.target.settle(tree, self.target.record(tree, decided))
 
-    def _settle_greedy(self, tree: TokenTree, step: Step) -> Verdict:
-        return self.target.settle(tree, self.accept(tree, step, GREEDY))
+    def _settle_matched(self, tree: TokenTree, step: Step) -> Verdict:
+        return self.target.settle(tree, self._match(tree, self.target.argmax(step.logits)))
+
+    def _matched(self, tree: TokenTree, best: Tensor) -> Verdict:
+        """The greedy rule's verdict, recorded; best: int64 [w], the argmax at every node."""
+        return self.target.record(tree, exact_match(tree, best))

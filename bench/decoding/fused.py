@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
-from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from bench.decoding import ops
@@ -51,6 +50,7 @@ class CompiledTarget(GraphTarget):
     """Engine `compile`."""
 
     engine: ClassVar[str] = "compile"
+    fuses: ClassVar[bool] = True
     _rotation: tuple[Tensor, Tensor]  # cos, sin [rows, D / 2], made by `reserve`
 
     def __init__(self, model: Any, name: str = "") -> None:
@@ -72,9 +72,6 @@ class CompiledTarget(GraphTarget):
 
         return call  # type: ignore[return-value]
 
-    def fuses(self, weight: Tensor) -> bool:
-        return ops.whole(2, weight)
-
     def reserve(self, rows: int) -> None:
         before = self.cache.capacity
         super().reserve(rows)
@@ -88,7 +85,7 @@ class CompiledTarget(GraphTarget):
 
     def run(self, slot: Slot) -> Step:
         taps = {}
-        x = F.embedding(slot.tokens, self.embeddings().weight)  # [w, d]
+        x = ops.embed(slot.tokens, self.embeddings().weight)  # [w, d]
         change = None  # what the block before adds to x, not added yet
         for k, (layer, cached) in enumerate(
             zip(self._layers, self.cache.layers, strict=True), start=1
@@ -120,7 +117,7 @@ class CompiledTarget(GraphTarget):
         if change is None and ops.whole(x.shape[0], weight):
             return x, ops.linear(x, weight, norm, self._eps, halves=gated)
         x, normed = ops.add_norm(x, change, norm, self._eps)
-        return x, (ops.gated if gated else F.linear)(normed, weight)
+        return x, ops.linear(normed, weight, halves=gated)
 
     def _add(self, x: Tensor, inner: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """x and what is still to be added to it [P, w, d], or their sum and None."""

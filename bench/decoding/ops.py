@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+FEW = 64  # rows that our products take; more go to the library
+WIDE = 2560  # columns that a program holds at once
+
 
 def linear(
     x: Tensor,
@@ -34,7 +37,7 @@ def linear(
         residual: [w, N] or [1, N], added.
         affine: (scale, shift), each [N].
     """
-    if _on_gpu(x) and (x.shape[0] == 1 or (whole(x.shape[0], weight) and x.itemsize == 2)):
+    if _on_gpu(x) and _ours(x, weight):
         from bench.decoding import kernels
 
         return kernels.linear(x, weight, norm, eps, halves, bias, silu, residual, affine)
@@ -47,16 +50,31 @@ def linear(
     return out if affine is None else out * affine[0] + affine[1]
 
 
+def small(weight: Tensor) -> bool:
+    """Whether a kernel's programs can each hold all they need of a matrix [N, K] at once."""
+    return weight.shape[1] <= WIDE and weight.numel() <= 2**22
+
+
 def whole(rows: int, weight: Tensor) -> bool:
-    """Whether one kernel takes such a product with all that stands around it: one row of any size,
-    a few rows of a small matrix (in half precision). The library multiplies faster otherwise."""
-    small = weight.shape[1] <= 2560 and weight.numel() <= 2**22
-    return rows == 1 or (rows <= 64 and small)
+    """Whether one kernel takes such a product with norm and residual: a few rows of a small matrix
+    [N, K], or one row where K falls into equal tiles. Otherwise the norm comes before and the
+    residual behind."""
+    K = weight.shape[1]
+    return (rows <= FEW and small(weight)) or (rows == 1 and (K <= WIDE or K & (K - 1) == 0))
+
+
+def _ours(x: Tensor, weight: Tensor) -> bool:
+    """Whether our kernels multiply: one row, or a few in half precision, but for many outputs of a
+    short K, where the library is as good."""
+    rows, K = x.shape
+    if x.itemsize > 2:
+        return rows == 1 and whole(1, weight)
+    return rows == 1 or (rows <= FEW and (small(weight) or K > WIDE))
 
 
 def parts(x: Tensor, weight: Tensor) -> Tensor:
     """x [w, K] by weight [N, K] -> [P, w, N], to be summed over P parts of K."""
-    if _on_gpu(x):
+    if _on_gpu(x) and x.itemsize == 2:
         from bench.decoding import kernels
 
         return kernels.parts(x, weight)
@@ -208,6 +226,94 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     wide = logits.float()
     best = wide.topk(count, dim=-1)
     return best.values, best.indices, wide.logsumexp(dim=-1)
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """int64 [n]: where each row of [n, V] is largest, the lowest index among equals."""
+    if _on_gpu(logits):
+        from bench.decoding import kernels
+
+        return kernels.top(logits, 1)[1].squeeze(1)
+    return logits.argmax(dim=-1)
+
+
+def embed(tokens: Tensor, weight: Tensor, standard: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Rows [n, d] of weight [V, d] for tokens int64 [n]; standardised by (mean, scale), each [d]:
+    (e - mean) / scale."""
+    if _on_gpu(weight):
+        from bench.decoding import kernels
+
+        return kernels.embed(tokens, weight, standard)
+    e = F.embedding(tokens, weight)
+    return e if standard is None else (e - standard[0]) / standard[1]
+
+
+def children(
+    above: Tensor, best: Tensor, parent: Tensor, rank: Tensor, vocabulary: Tensor
+) -> Tensor:
+    """int64 [m, 3]: trigrams of the nodes of a level.
+
+    Args:
+        above: int64 [n, 3], trigrams of the nodes that were expanded for it.
+        best: int64 [n, ranks], their likeliest drafts, indices into `vocabulary`.
+        parent, rank: int64 [m], each node's parent among those n, and its rank there.
+        vocabulary: int64 [V'], token ids.
+    """
+    tokens = vocabulary[best[parent, rank]]
+    return torch.cat((above[parent, 1:], tokens[:, None]), dim=1)
+
+
+def sprout(
+    above: Tensor,
+    best: Tensor,
+    parent: Tensor,
+    rank: Tensor,
+    place: Tensor,
+    expanded: int,
+    vocabulary: Tensor,
+    weight: Tensor,
+    standard: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(trigrams [m, 3] of a level's nodes, those [k, 3] of its nodes that are expanded next, and
+    their tokens' embeddings [k, 3d] as `embed` gives them).
+
+    Args:
+        above, best, parent, rank, vocabulary: as `children` takes them.
+        place: int64 [m], each node's place among those expanded next, in order, or -1.
+        expanded: k.
+    """
+    if _on_gpu(weight):
+        from bench.decoding import kernels
+
+        return kernels.sprout(
+            above, best, parent, rank, place, expanded, vocabulary, weight, standard
+        )
+    nodes = children(above, best, parent, rank, vocabulary)
+    trigrams = nodes[place >= 0]
+    x = embed(trigrams.flatten(), weight, standard)
+    return nodes, trigrams, x.view(expanded, 3 * weight.shape[1])
+
+
+def move(rows: Tensor, length: Tensor, path: Tensor, accepted: Tensor, height: int) -> None:
+    """Bring an accepted path's rows into its order: row path[i] of the tree becomes its row i.
+
+    Args:
+        rows: [..., rows, D], contiguous.
+        length: int64 [1], the path counted already.
+        path: int64 [w], from the root down; the root's row lies in place.
+        accepted: int64 [], nodes on it below the root; rows behind theirs mean nothing.
+        height: how many there can be.
+    """
+    if height == 0:
+        return
+    if _on_gpu(rows) and _fits(rows.shape[-1]):
+        from bench.decoding import kernels
+
+        kernels.move(rows, length, path, accepted, height)
+        return
+    first = length - accepted - 1
+    kept = rows.index_select(-2, first + path[1 : height + 1])
+    rows.index_copy_(-2, first + torch.arange(1, height + 1, device=rows.device), kept)
 
 
 def _on_gpu(x: Tensor) -> bool:

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AttentionInterface
 
 from bench.decoding import ops
@@ -63,6 +62,9 @@ class GraphTarget(TargetModel):
     ) -> Tensor:
         return ops.attend(q, keys, values, self.length, visible, context)
 
+    def argmax(self, logits: Tensor) -> Tensor:
+        return ops.argmax(logits)
+
     def top(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         return ops.top(logits, count)[:2]
 
@@ -103,18 +105,21 @@ class GraphTarget(TargetModel):
         slot.show(tree)
         return slot.run()
 
-    def settle(self, tree: TokenTree, verdict: Verdict) -> Verdict:
-        """Move the accepted rows and count them, all on the device."""
-        slot, height = self._slots[tree.width], tree.topology.height
-        moved = verdict.path if height is None else verdict.path[: height + 1]
-        rows = self.length + torch.arange(moved.shape[0], device=self.device)
-        kept = self.cache.rows.index_select(-2, self.length + moved)
-        self.cache.rows.index_copy_(-2, rows, kept)
-        path = F.pad(verdict.path, (0, tree.width - verdict.path.shape[0]))
-        numbers = (verdict.length.view(1), verdict.bonus.view(1), path, tree.tokens)
-        torch.cat(numbers, out=slot.packed)
+    def record(self, tree: TokenTree, verdict: Verdict) -> Verdict:
+        """In the slot, and counted on the device."""
+        kept = self._slots[tree.width].verdict
+        kept.length.copy_(verdict.length)
+        kept.bonus.copy_(verdict.bonus)
+        kept.path[: verdict.path.shape[0]].copy_(verdict.path)
         self.length.add_(verdict.length + 1)
-        return slot.verdict
+        return kept
+
+    def settle(self, tree: TokenTree, verdict: Verdict) -> Verdict:
+        """Move the accepted rows, on the device."""
+        height = tree.topology.height
+        most = tree.width - 1 if height is None else height
+        ops.move(self.cache.rows, self.length, verdict.path, verdict.length, most)
+        return verdict
 
     def commit(self, tree: TokenTree, verdict: Verdict, also: Tensor | None = None) -> Reading:
         slot = self._slots[tree.width]
@@ -158,11 +163,12 @@ class Slot:
             return torch.zeros(shape, dtype=torch.long, device=target.device)
 
         self.width = width
-        self.tokens, self.depths, parents = numbers(width), numbers(width), numbers(width)
+        self.depths, parents = numbers(width), numbers(width)
         self._alone = torch.eye(width, dtype=torch.bool, device=target.device)
         self.visible = self._alone.clone()
         # length, bonus, path, tokens: what a commit reads, in one piece
         self.packed = numbers(2 + 2 * width)
+        self.tokens = self.packed[2 + width :]
         pinned = target.device.type == "cuda"
         self.landing = torch.empty(self.packed.shape, dtype=torch.long, pin_memory=pinned)
         self.verdict = Verdict(self.packed[0], self.packed[2 : 2 + width], self.packed[1])

@@ -73,7 +73,8 @@ class TargetModel:
 
     Works with any transformers causal LM whose layers all attend to the full context.
 
-    A step of a decode loop is `place` the drafted tree, `forward`, `settle` a verdict, `commit`.
+    A step of a decode loop is `place` the drafted tree, `forward`, `record` and `settle` a verdict,
+    `commit`.
     Decoders hand functions of tensors alone to `capture` and `fuse`: other engines record them
     once and replay them, here they stay what they are.
 
@@ -82,10 +83,13 @@ class TargetModel:
         cache: `cache.length` rows are committed: prompt and emitted tokens but the newest.
         length: int64 [1], the same number on the device.
         runs_ahead: whether work may be launched between `commit` and its `wait`.
+        fuses: whether products and what stands around them are few kernels here, so that a draft
+            had better be written in `bench.decoding.ops`.
     """
 
     engine: ClassVar[str] = "eager"
     runs_ahead: ClassVar[bool] = False
+    fuses: ClassVar[bool] = False
 
     def __init__(self, model: Any, name: str = "") -> None:
         """Wrap `model`, which the registry knows as `name`.
@@ -158,11 +162,6 @@ class TargetModel:
         """`function` of tensors, compiled where the engine compiles."""
         return function
 
-    def fuses(self, weight: Tensor) -> bool:
-        """Whether a few rows by `weight` [N, K] and what stands around that are one kernel here, so
-        that a draft had better be written in `bench.decoding.ops`."""
-        return False
-
     def place(self, tree: TokenTree) -> TokenTree:
         """The tree in the form that this engine's `forward` takes."""
         return tree
@@ -197,8 +196,13 @@ class TargetModel:
             mask = mask.to(self.dtype)[None, None]
         return self._forward(tree.tokens, positions, mask, logits_to_keep=0)
 
+    def record(self, tree: TokenTree, verdict: Verdict) -> Verdict:
+        """The verdict where the engine keeps it, its nodes counted; a function of tensors, to be
+        called once, before `settle`."""
+        return verdict
+
     def settle(self, tree: TokenTree, verdict: Verdict) -> Verdict:
-        """The device's part of a commit, to be called once before it; a function of tensors."""
+        """The device's part of a commit: a recorded verdict's rows in order."""
         return verdict
 
     def commit(self, tree: TokenTree, verdict: Verdict, also: Tensor | None = None) -> Reading:
@@ -206,7 +210,7 @@ class TargetModel:
 
         Args:
             tree: the tree of the last forward.
-            verdict: what to keep, settled.
+            verdict: what to keep, recorded and settled.
             also: int64 [m], more numbers that the decoder wants on the host.
         """
         parts = [verdict.length[None], verdict.bonus[None], verdict.path, tree.tokens]
@@ -252,6 +256,10 @@ class TargetModel:
             attn_mask=seen,
         )
         return out[0].transpose(0, 1)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """int64 [n]: where each row of [n, V] is largest, the lowest index among equals."""
+        return logits.argmax(dim=-1)
 
     def top(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """(values, indices), each [n, count]: the largest of each row of [n, V], best first."""

@@ -43,7 +43,11 @@ def accept(
 
 def greedy(tree: TokenTree, logits: Tensor) -> Verdict:
     """Keep the longest path on which every token is the argmax at its parent."""
-    best = logits.argmax(dim=-1)  # [..., w]
+    return exact_match(tree, logits.argmax(dim=-1))
+
+
+def exact_match(tree: TokenTree, best: Tensor) -> Verdict:
+    """The greedy rule, given the argmax at every node, int64 [..., w]."""
     topology = tree.topology
     kept = tree.tokens == best[..., _parent(topology)]
     last = _deepest(topology, kept)
@@ -169,8 +173,7 @@ def _acceptable(topology: Topology, nodes: Tensor) -> Tensor:
 
 def _deepest(topology: Topology, kept: Tensor) -> Tensor:
     """int64 [...]: the deepest node whose whole path was kept; the root always is."""
-    kept = _acceptable(topology, kept).clone()
-    kept[..., 0].fill_(True)  # an assignment would copy from the host, which no graph captures
+    kept = _acceptable(topology, kept) | (topology.parents < 0)
     whole = (kept[..., None, :] | ~topology.ancestors).all(dim=-1)
     return (whole * (topology.depths + 1)).argmax(dim=-1)
 
@@ -183,12 +186,11 @@ def _at(rows: Tensor, node: Tensor) -> Tensor:
 
 
 def _verdict(topology: Topology, last: Tensor, bonus: Tensor) -> Verdict:
-    w = topology.width
+    order = torch.arange(topology.width, device=last.device)
     on_path = _row(topology.ancestors, last)  # [..., w]; a path has one node a depth
-    slot = torch.where(on_path, topology.depths, w)
-    path = torch.zeros(*last.shape, w + 1, dtype=torch.long, device=last.device)
-    path.scatter_(-1, slot, torch.arange(w, device=last.device).expand_as(slot))
-    return Verdict(length=_row(topology.depths, last), path=path[..., :w], bonus=bonus)
+    there = on_path[..., None, :] & (topology.depths == order[:, None])  # [..., w depths, w nodes]
+    path = (there * order).sum(dim=-1)
+    return Verdict(length=_row(topology.depths, last), path=path, bonus=bonus)
 
 
 def _row(table: Tensor, index: Tensor) -> Tensor:

@@ -108,7 +108,8 @@ class Bound:
             self.drafter.start(states[0], states[1:])
             return
         padded = [torch.cat((rows, torch.full((padding, D), 9.0))) for rows in states]
-        self.drafter.remember(padded[0], padded[1:], torch.tensor([end - start]))
+        path, accepted = torch.arange(len(padded[0])), torch.tensor([end - start - 1])
+        self.drafter.remember(padded[0], padded[1:], path, accepted)
 
 
 @each_config

@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from bench.decoding import engines
+from bench.decoding.checkpoint import RANDOM
+from bench.decoding.decoder import TreeDecoder
 from bench.decoding.fused import CompiledTarget, unsupported
 from bench.decoding.sampling import Sampling
 from bench.decoding.static import ROWS, WIDTHS, GraphTarget
 from bench.decoding.target import Function, TargetModel
 from bench.decoding.tree import TokenTree, Topology
+from bench.methods import discover, method
 from bench.runner import Turn, run_turn
 from tests.decoding.cases import each_decoder, registered
 from tests.decoding.checks import TOLERANCE
@@ -58,13 +61,30 @@ def test_ids_and_accepted_lengths_equal_eager(
         assert a.drafted == b.drafted
 
 
-class TracingTarget(TargetModel):
-    """Traces what a compiling engine compiles."""
+@pytest.mark.parametrize("name", ["chimera", "medusa"])
+def test_heads_of_published_form_draft_the_same_tree(multi_head: Known, name: str) -> None:
+    """Random ones, whose drafts are hardly ever accepted."""
+    chosen = method(f"{name}(nodes=9)", discover(), {name: RANDOM})
+    assert chosen.decoder is not None
+    trees = []
+    for target in (multi_head.fresh(), CompiledTarget(copy.deepcopy(multi_head.model))):
+        decoder = chosen.decoder(target, chosen.settings)
+        assert isinstance(decoder, TreeDecoder)
+        prompt = list(multi_head.prompts[0])
+        target.reserve(len(prompt) + decoder.width)
+        decoder.begin(prompt, target.prefill(prompt), 7, Sampling())
+        trees.append(decoder.draft().tokens[:10].tolist())
+    assert trees[0] == trees[1]
+    assert len(set(trees[0])) > 3
+
+
+class Tracing(CompiledTarget):
+    """Traces what it would compile, and makes functions without side effects of it."""
 
     fused = 0
 
     def fuse(self, function: Function) -> Function:
-        traced = torch.compile(function, fullgraph=True, dynamic=False, backend="eager")
+        traced = torch.compile(function, fullgraph=True, dynamic=False, backend="aot_eager")
 
         def call(*arguments: object) -> object:
             self.fused += 1
@@ -73,13 +93,24 @@ class TracingTarget(TargetModel):
         return cast(Function, call)
 
 
-@pytest.mark.parametrize("method", ["chimera", "chimera_plus"])
-def test_what_drafts_fuse_can_be_compiled_whole(grouped_query: Known, method: str) -> None:
-    make, prompts = registered(f"{method}(nodes=6,depth=3)"), grouped_query.prompts[:1]
-    target = TracingTarget(copy.deepcopy(grouped_query.model))
-    found = turns(target, make, prompts, 0.0)
+class TracingDraft(Tracing):
+    """Without products of its own, so that drafts are compiled instead."""
+
+    fuses = False
+
+
+@pytest.mark.parametrize("engine", [Tracing, TracingDraft])
+@pytest.mark.parametrize("name", ["chimera(nodes=6,depth=3)", "chimera_plus(nodes=6,depth=3)"])
+def test_what_is_fused_can_be_compiled_whole(
+    grouped_query: Known, name: str, engine: type[Tracing]
+) -> None:
+    make, prompts = registered(name), grouped_query.prompts[:1]
+    target = engine(copy.deepcopy(grouped_query.model))
+    (found,) = turns(target, make, prompts, 0.0)
     assert target.fused > 10
-    assert found[0].output_ids == grouped_query.expected(prompts[0], TOKENS)
+    assert found.output_ids == grouped_query.expected(prompts[0], TOKENS)
+    (expected,) = turns(grouped_query.fresh(), make, prompts, 0.0)
+    assert found.accept_lengths == expected.accept_lengths
 
 
 @each_engine

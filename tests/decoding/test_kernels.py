@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 from unittest import mock
@@ -76,7 +77,17 @@ def plain(function: str, *arguments: object, **more: object) -> Any:
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize(
-    ("m", "n", "k"), [(1, 41, 48), (1, 3, 2100), (1, 2, 4100), (5, 41, 576), (17, 20, 1152)]
+    ("m", "n", "k"),
+    [
+        (1, 41, 48),
+        (1, 3, 2100),
+        (1, 2, 8192),
+        (1, 2, 4100),
+        (5, 41, 576),
+        (17, 20, 1152),
+        (3, 70, 2600),
+        (40, 20, 2624),
+    ],
 )
 def test_linear(m: int, n: int, k: int, normed: bool, gated: bool, dtype: torch.dtype) -> None:
     x, weight = normal(m, k, dtype=dtype), normal(n * (1 + gated), k, dtype=dtype) * k**-0.5
@@ -86,9 +97,10 @@ def test_linear(m: int, n: int, k: int, normed: bool, gated: bool, dtype: torch.
 
 @runs
 @each_dtype
+@pytest.mark.parametrize("k", [100, 2600])
 @pytest.mark.parametrize("m", [1, 3])
-def test_linear_with_all_that_may_follow(m: int, dtype: torch.dtype) -> None:
-    x, weight = normal(m, 100, dtype=dtype), normal(20, 100, dtype=dtype) * 0.1
+def test_linear_with_all_that_may_follow(m: int, k: int, dtype: torch.dtype) -> None:
+    x, weight = normal(m, k, dtype=dtype), normal(20, k, dtype=dtype) * k**-0.5
     bias, scale, shift = (normal(20, dtype=dtype) + k for k in range(3))
     one_for_all = normal(1, 20, dtype=dtype)
     check_linear(x, weight, bias=bias, silu=True, residual=one_for_all, affine=(scale.abs(), shift))
@@ -225,3 +237,75 @@ def test_place(heads: int, consecutive: bool, dtype: torch.dtype) -> None:
         close(a, b, dtype)
     if heads:
         close(qkv.view(3, -1, 64)[:, :heads], expected, dtype)
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize("d", [64, 72])
+def test_embed(d: int, dtype: torch.dtype) -> None:
+    from bench.decoding import kernels
+
+    weight, tokens = normal(50, d, dtype=dtype), torch.tensor([3, 49, 0, 3], device=DEVICE)
+    standard = normal(d, dtype=dtype), normal(d, dtype=dtype).abs() + 0.1
+    assert torch.equal(kernels.embed(tokens, weight, None), weight[tokens])
+    found, expected = (
+        embed(tokens, weight, standard) for embed in (kernels.embed, partial(plain, "embed"))
+    )
+    assert torch.equal(found, expected)  # rounded where torch rounds
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize("inner", [[], [2], [0, 3, 4]])
+def test_sprout(inner: list[int], dtype: torch.dtype) -> None:
+    from bench.decoding import kernels
+
+    def numbers(*values: int) -> Tensor:
+        return torch.tensor(values, device=DEVICE)
+
+    above = torch.arange(6, device=DEVICE).view(2, 3)
+    best = torch.tensor([[4, 0, 7], [1, 2, 9]], device=DEVICE)
+    parent, rank = numbers(0, 0, 0, 1, 1), numbers(0, 1, 2, 0, 2)
+    place = numbers(*(inner.index(i) if i in inner else -1 for i in range(5)))
+    vocabulary = torch.arange(10, device=DEVICE) * 3 + 1
+    weight = normal(50, 72, dtype=dtype)
+    standard = normal(72, dtype=dtype), normal(72, dtype=dtype).abs() + 0.1
+    given = (above, best, parent, rank, place, len(inner), vocabulary, weight, standard)
+    expected = plain("sprout", *given)
+    assert expected[0][:, 2].tolist() == [13, 1, 22, 4, 28]
+    assert expected[1].tolist() == expected[0][inner].tolist()
+    for a, b in zip(kernels.sprout(*given), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize(
+    ("path", "accepted"), [([0, 2, 3, 5], 3), ([0, 2, 4, 0], 2), ([0, 3, 0, 0], 1), ([0] * 4, 0)]
+)
+@pytest.mark.parametrize("height", [3, 5])
+def test_move(path: list[int], accepted: int, height: int, dtype: torch.dtype) -> None:
+    """Rows whose goals are others' sources among them."""
+    from bench.decoding import kernels
+
+    before = 7
+    rows = normal(2, 2, 1, 3, 20, 64, dtype=dtype)
+    length = torch.tensor([before + accepted + 1], device=DEVICE)
+    kept = torch.tensor([*path, 0, 0, 0], device=DEVICE), torch.tensor(accepted, device=DEVICE)
+    expected, goal = rows.clone(), length.item()
+    plain("move", expected, length, *kept, height)
+    source = [before + node for node in path[: accepted + 1]]
+    assert torch.equal(expected[..., before:goal, :], rows[..., source, :])
+    kernels.move(rows, length, *kept, height)
+    assert torch.equal(rows[..., :goal, :], expected[..., :goal, :])
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize("n", [1, 5])
+def test_argmax_is_top_1(n: int, dtype: torch.dtype) -> None:
+    from bench.decoding import kernels
+
+    logits = normal(n, 9000, dtype=dtype)
+    logits[:, [8000, 4096, 4095]] = 9.0
+    assert torch.equal(kernels.top(logits, 1)[1].squeeze(1), plain("argmax", logits))

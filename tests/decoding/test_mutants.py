@@ -101,8 +101,8 @@ def bonus_lost(patch: pytest.MonkeyPatch) -> None:
 def last_accepted_token_as_bonus(patch: pytest.MonkeyPatch) -> None:
     """The bonus is lost in a consistent way: every id is right, each step emits one too few."""
 
-    def shorter(tree: TokenTree, logits: Tensor) -> Verdict:
-        verdict = verify.greedy(tree, logits)
+    def shorter(tree: TokenTree, best: Tensor) -> Verdict:
+        verdict = verify.exact_match(tree, best)
         length = (verdict.length - 1).clamp(min=0)
         last = tree.tokens[verdict.path[verdict.length]]
         return Verdict(length, verdict.path, torch.where(verdict.length > 0, last, verdict.bonus))
@@ -113,9 +113,9 @@ def last_accepted_token_as_bonus(patch: pytest.MonkeyPatch) -> None:
 def bonus_after_the_root(patch: pytest.MonkeyPatch) -> None:
     """The bonus token is the one that follows the root, not the last accepted node."""
 
-    def stale(tree: TokenTree, logits: Tensor) -> Verdict:
-        verdict = verify.greedy(tree, logits)
-        return Verdict(verdict.length, verdict.path, logits[0].argmax())
+    def stale(tree: TokenTree, best: Tensor) -> Verdict:
+        verdict = verify.exact_match(tree, best)
+        return Verdict(verdict.length, verdict.path, best[0])
 
     _replace_rule(patch, stale)
 
@@ -123,14 +123,13 @@ def bonus_after_the_root(patch: pytest.MonkeyPatch) -> None:
 def padding_is_accepted(patch: pytest.MonkeyPatch) -> None:
     """Paths padded with -1: padding reads as the last node, and its token as id 0."""
 
-    def padded(tree: TokenTree, logits: Tensor) -> Verdict:
+    def padded(tree: TokenTree, best: Tensor) -> Verdict:
         rows = path_rows(tree.topology)
         tokens = pad(tree.tokens, (0, 1))[rows]  # -1 is the id 0 behind them
-        hit = tokens[:, 1:] == logits.argmax(dim=-1)[rows[:, :-1]]
+        hit = tokens[:, 1:] == best[rows[:, :-1]]
         length, row = hit.long().cumprod(dim=-1).sum(dim=-1).max(dim=-1)
         path = rows[row].remainder(tree.width)
-        bonus = logits[path[length]].argmax()
-        return Verdict(length, pad(path, (0, tree.width - len(path))), bonus)
+        return Verdict(length, pad(path, (0, tree.width - len(path))), best[path[length]])
 
     _replace_rule(patch, padded)
 
@@ -138,15 +137,16 @@ def padding_is_accepted(patch: pytest.MonkeyPatch) -> None:
 def first_child_only(patch: pytest.MonkeyPatch) -> None:
     """Siblings are never tried: lossless, and slower than it should be."""
 
-    def first(tree: TokenTree, logits: Tensor) -> Verdict:
+    def first(tree: TokenTree, best: Tensor) -> Verdict:
         flags = ~tree.topology.elder_siblings.any(dim=-1)
-        return verify.greedy(TokenTree(tree.tokens, Topology(tree.topology.parents, flags)), logits)
+        alone = TokenTree(tree.tokens, Topology(tree.topology.parents, flags))
+        return verify.exact_match(alone, best)
 
     _replace_rule(patch, first)
 
 
 def _replace_rule(patch: pytest.MonkeyPatch, rule: Callable[[TokenTree, Tensor], Verdict]) -> None:
-    patch.setattr(decoder, "greedy", rule)
+    patch.setattr(decoder, "exact_match", rule)
 
 
 MUTANTS: tuple[Mutate, ...] = (

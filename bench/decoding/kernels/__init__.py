@@ -7,6 +7,20 @@ its weights at once and waits before it reads what others wrote.
 
 from bench.decoding.kernels.attention import attend, attend_rotated, place
 from bench.decoding.kernels.choice import top
-from bench.decoding.kernels.products import add_norm, gated, linear, parts
+from bench.decoding.kernels.products import add_norm, gated, linear
+from bench.decoding.kernels.steps import embed, move, sprout
+from bench.decoding.kernels.stream import parts
 
-__all__ = ["add_norm", "attend", "attend_rotated", "gated", "linear", "parts", "place", "top"]
+__all__ = [
+    "add_norm",
+    "attend",
+    "attend_rotated",
+    "embed",
+    "gated",
+    "linear",
+    "move",
+    "parts",
+    "place",
+    "sprout",
+    "top",
+]

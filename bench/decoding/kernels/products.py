@@ -7,13 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.decoding.kernels.common import chained, follow, rounded
-
-
-@triton.jit
-def _swiglu(gate, up, like):
-    gate = rounded(gate, like)
-    return rounded(gate / (1.0 + tl.exp(-gate)), like) * rounded(up, like)
+from bench.decoding import ops
+from bench.decoding.kernels.common import chained, finish, follow, rounded, swiglu
+from bench.decoding.kernels.stream import stream
 
 
 @triton.jit
@@ -21,14 +17,20 @@ def _vector(
     x,
     weight,
     norm,
+    bias,
     residual,
+    scale,
+    shift,
     out,
     eps,
     N: tl.constexpr,
     K: tl.constexpr,
     NORM: tl.constexpr,
-    RESIDUAL: tl.constexpr,
     GATED: tl.constexpr,
+    BIAS: tl.constexpr,
+    SILU: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    AFFINE: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
     CHAINED: tl.constexpr,
@@ -39,6 +41,7 @@ def _vector(
     rows = n.to(tl.int64)[:, None] * K
     total = tl.zeros((BN,), tl.float32)
     gate = tl.zeros((BN,), tl.float32)
+    added = gate.to(out.dtype.element_ty)
     squares = 0.0
     for start in tl.static_range(0, K, BK):
         k = start + tl.arange(0, BK)
@@ -48,13 +51,15 @@ def _vector(
         if GATED:
             other = tl.load(weight + rows + N * K + k[None, :], mask=mask, other=0.0)
         if NORM:
-            scale = tl.load(norm + k, mask=within, other=0.0).to(tl.float32)
+            before = tl.load(norm + k, mask=within, other=0.0).to(tl.float32)
         if start == 0:
             follow(CHAINED)
+            if RESIDUAL:
+                added = tl.load(residual + n, mask=inside, other=0.0)
         part = tl.load(x + k, mask=within, other=0.0).to(tl.float32)
         if NORM:
             squares += tl.sum(part * part, axis=0)
-            part *= scale
+            part *= before
         if GATED:
             gate += tl.sum(tile.to(tl.float32) * part[None, :], axis=1)
             tile = other
@@ -64,10 +69,11 @@ def _vector(
         total *= inverse
         gate *= inverse
     if GATED:
-        total = _swiglu(gate, total, out)
-    if RESIDUAL:
-        total = rounded(total, out) + tl.load(residual + n, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + n, total.to(out.dtype.element_ty), mask=inside)
+        total = swiglu(gate, total, out)
+    total = total[None, :]
+    added = added[None, :]
+    total = finish(total, n, inside, added, bias, scale, shift, out, BIAS, SILU, RESIDUAL, AFFINE)
+    tl.store((out + n)[None, :], total.to(out.dtype.element_ty), mask=inside[None, :])
 
 
 @triton.jit
@@ -95,8 +101,8 @@ def _linear(
     scale,
     shift,
     out,
-    rows,
     eps,
+    rows,
     residual_stride,
     N: tl.constexpr,
     K: tl.constexpr,
@@ -142,9 +148,9 @@ def _linear(
         pieces = pieces + (_piece(x, m, here, WHOLE * STEP, K, PARTS, REST),)
     place = m[:, None] * N + n[None, :]
     mask = here[:, None] & inside[None, :]
+    added = 0.0
     if RESIDUAL:
-        at = residual + m[:, None] * residual_stride + n[None, :]
-        added = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        added = tl.load(residual + m[:, None] * residual_stride + n[None, :], mask=mask, other=0.0)
     sums = tl.zeros((PARTS, BM, BN), tl.float32)
     other = tl.zeros((PARTS, BM, BN), tl.float32)
     squares = tl.zeros((PARTS, BM), tl.float32)
@@ -165,47 +171,9 @@ def _linear(
         total *= inverse
         second *= inverse
     if GATED:
-        total = _swiglu(total, second, out)
-    if BIAS:
-        total += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)[None, :]
-    if SILU:
-        total = rounded(total, out)
-        total = total / (1.0 + tl.exp(-total))
-    if RESIDUAL:
-        total = rounded(total, out) + added
-    if AFFINE:
-        factor = tl.load(scale + n, mask=inside, other=0.0).to(tl.float32)
-        total = total * factor[None, :]
-        total += tl.load(shift + n, mask=inside, other=0.0).to(tl.float32)[None, :]
+        total = swiglu(total, second, out)
+    total = finish(total, n, inside, added, bias, scale, shift, out, BIAS, SILU, RESIDUAL, AFFINE)
     tl.store(out + place, total.to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _matrix(
-    x,
-    weight,
-    out,
-    rows,
-    N: tl.constexpr,
-    K: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-    BK: tl.constexpr,
-    CHAINED: tl.constexpr,
-):
-    """A few rows by a small matrix. Each of a grid of parts takes BK of K in one piece, so that all
-    loads are in flight at once, and leaves a sum of its own."""
-    n = tl.program_id(0) * BN + tl.arange(0, BN)
-    m = tl.program_id(1) * BM + tl.arange(0, BM)
-    part = tl.program_id(2)
-    k = part * BK + tl.arange(0, BK)
-    inside, here, within = (n < N)[:, None], (m < rows)[:, None], (k < K)[None, :]
-    tile = tl.load(weight + n[:, None] * K + k[None, :], mask=inside & within, other=0.0)
-    follow(CHAINED)
-    piece = tl.load(x + m[:, None] * K + k[None, :], mask=here & within, other=0.0)
-    total = tl.dot(piece, tl.trans(tile), input_precision="ieee")
-    place = (part * rows + m[:, None]) * N + n[None, :]
-    tl.store(out + place, total, mask=here & (n < N)[None, :])
 
 
 @triton.jit
@@ -248,7 +216,7 @@ def _gate(both, out, N: tl.constexpr, BN: tl.constexpr, CHAINED: tl.constexpr):
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     gate = tl.load(both + row * 2 * N + n, mask=n < N, other=0.0).to(tl.float32)
     up = tl.load(both + row * 2 * N + N + n, mask=n < N, other=0.0).to(tl.float32)
-    total = _swiglu(gate, up, out)
+    total = swiglu(gate, up, out)
     tl.store(out + row * N + n, total.to(out.dtype.element_ty), mask=n < N)
 
 
@@ -265,36 +233,38 @@ def linear(
 ) -> Tensor:
     m, k = x.shape
     n = weight.shape[0] // 2 if halves else weight.shape[0]
+    if not ops.whole(m, weight):
+        if norm is not None:
+            _, x = add_norm(x, None, norm, eps)
+        return stream(x, weight, halves, bias, silu, residual, affine)
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
-    given = {"NORM": norm is not None, "RESIDUAL": residual is not None, "GATED": halves}
-    normed = x if norm is None else norm
     added = x if residual is None else residual
-    if m == 1 and bias is None and affine is None and not silu:
+    scale, shift = affine if affine is not None else (x, x)
+    arguments = (
+        x, weight, x if norm is None else norm, x if bias is None else bias, added, scale, shift,
+        out, eps,
+    )  # fmt: skip
+    options: dict[str, object] = {
+        "N": n,
+        "K": k,
+        "NORM": norm is not None,
+        "GATED": halves,
+        "BIAS": bias is not None,
+        "SILU": silu,
+        "RESIDUAL": residual is not None,
+        "AFFINE": affine is not None,
+        **chained(x),
+    }
+    if m == 1:
         bn, bk, warps = _vector_tile(n, k, halves)
-        grid = (triton.cdiv(n, bn),)
-        arguments = (x, weight, normed, added, out, eps)
-        _vector[grid](*arguments, N=n, K=k, BN=bn, BK=bk, num_warps=warps, **given, **chained(x))
+        _vector[(triton.cdiv(n, bn),)](*arguments, BN=bn, BK=bk, num_warps=warps, **options)
         return out
     bm, bn, parts, bk, warps = _linear_tile(m, n, k, halves)
     rest = k % (parts * bk)
-    scale, shift = affine if affine is not None else (x, x)
     _linear[(triton.cdiv(n, bn), triton.cdiv(m, bm))](
-        x,
-        weight,
-        normed,
-        x if bias is None else bias,
-        added,
-        scale,
-        shift,
-        out,
+        *arguments,
         m,
-        eps,
         0 if added.shape[0] == 1 else added.stride(0),
-        N=n,
-        K=k,
-        BIAS=bias is not None,
-        SILU=silu,
-        AFFINE=affine is not None,
         BM=bm,
         BN=bn,
         PARTS=parts,
@@ -302,8 +272,7 @@ def linear(
         REST=max(triton.next_power_of_2(triton.cdiv(rest, parts)), 16) if rest else 0,
         num_warps=warps,
         num_stages=1,
-        **given,
-        **chained(x),
+        **options,
     )
     return out
 
@@ -315,8 +284,6 @@ def _vector_tile(n: int, k: int, gated: bool) -> tuple[int, int, int]:
         return (2 if gated else 4), bk, 4
     if bk <= 2048:
         return 2, bk, 8
-    if k in (5120, 13824):  # LLaMA-13B's: much of the last 4,096 would be empty
-        return (2 if gated else 4), 1024, 4
     return (4, bk, 8) if gated else (2, bk, 4) if n > 4096 else (1, bk, 4)
 
 
@@ -335,18 +302,6 @@ def gated(x: Tensor, weight: Tensor) -> Tensor:
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     both = torch.mm(x, weight.t())
     _gate[(triton.cdiv(n, 1024), m)](both, out, N=n, BN=1024, num_warps=4, **chained(x))
-    return out
-
-
-def parts(x: Tensor, weight: Tensor) -> Tensor:
-    m, k, n = *x.shape, weight.shape[0]
-    if m > 64 or n > 1024 or not 1024 < k <= 4096:
-        return torch.mm(x, weight.t())[None]
-    # Long and narrow: the library's kernels leave most of the chip idle.
-    bm, bn, bk = (16 if m <= 16 else 32), 32, 256
-    grid = (triton.cdiv(n, bn), triton.cdiv(m, bm), triton.cdiv(k, bk))
-    out = torch.empty(grid[2], m, n, dtype=torch.float32, device=x.device)
-    _matrix[grid](x, weight, out, m, N=n, K=k, BM=bm, BN=bn, BK=bk, num_warps=4, **chained(x))
     return out
 
 
