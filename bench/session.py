@@ -52,7 +52,8 @@ class Row:
     Attributes:
         decoder: None for the stock row and for one that cannot run.
         failure: (status, reason) where it cannot run.
-        startup_s: loading, compiling, capturing and warming up.
+        startup_s: loading, compiling, capturing and warming up; the reference's with the engine's
+            trial.
         warnings: what every record of the row says.
     """
 
@@ -83,7 +84,8 @@ class Session:
         self.folder = folder
         self.device_name = device_name
         self.name = loaded.target.name
-        self._targets: dict[str, tuple[TargetModel, str | None]] = {}  # by engine
+        # By engine, with why it is another and the seconds it took to make.
+        self._targets: dict[str, tuple[TargetModel, str | None, float]] = {}
         self.target = self._on(config.engine[0])
         self.reference = self._build(REFERENCE, self.target)
         self._failed_before: list[dict[str, Any]] = []
@@ -91,8 +93,9 @@ class Session:
     def _on(self, engine: str) -> TargetModel:
         """The target on `engine`, or on eager where that cannot run here, which is said once."""
         if engine not in self._targets:
-            self._targets[engine] = engines.make(self.loaded.model, self.name, engine)
-            reason = self._targets[engine][1]
+            started = time.perf_counter()
+            target, reason = engines.make(self.loaded.model, self.name, engine)
+            self._targets[engine] = target, reason, time.perf_counter() - started
             if reason is not None:
                 print(f"{self.name}: {reason}; eager instead", file=sys.stderr)
         return self._targets[engine][0]
@@ -213,7 +216,7 @@ class Session:
     def _row(self, method: Method, engine: str) -> Row:
         if method.decoder is None:
             return Row(method, STOCK_ENGINE)
-        target, warning = self.target, self._targets[engine][1]
+        target, (_, warning, made_s) = self.target, self._targets[engine]
         row = Row(method, target.engine, warnings=[warning] if warning else [])
         info = TargetInfo(self.name, target.hidden_size, target.vocab_size, target.layers)
         reason = method.decoder.unavailable(info, method.settings)
@@ -226,6 +229,8 @@ class Session:
         except Exception as error:
             row.failure = ("error", _reason(error))
         row.startup_s = time.perf_counter() - started
+        if method.label == REFERENCE:
+            row.startup_s += made_s
         return row
 
     def _warm_up(self, rows: dict[str, Row], prompts: Sequence[Prompt]) -> None:

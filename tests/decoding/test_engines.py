@@ -6,12 +6,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor
 
-from bench.decoding import engines
+from bench.decoding import engines, ops
 from bench.decoding.checkpoint import RANDOM
 from bench.decoding.decoder import TreeDecoder
 from bench.decoding.fused import CompiledTarget, unsupported
@@ -183,6 +184,34 @@ def test_joined_projections_share_memory_with_the_modules() -> None:
     expected = eager.prefill([1, 2, 3]).logits
     torch.testing.assert_close(target.prefill([1, 2, 3]).logits, expected)
     torch.testing.assert_close(again.prefill([1, 2, 3]).logits, expected)
+
+
+@each_engine
+def test_an_engine_that_works_passes_its_trial(engine: type[GraphTarget]) -> None:
+    assert engines.trial(engine(tiny_model(100))) is None
+
+
+@each_engine
+def test_an_engine_with_a_broken_kernel_fails_its_trial(
+    engine: type[GraphTarget], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attend = ops.attend
+
+    def doubled(q: Tensor, *rest: Any) -> Tensor:
+        return attend(q, *rest) * (2.0 if q.shape[0] == 16 else 1.0)
+
+    def raising(*_: Any) -> Tensor:
+        raise RuntimeError("out of resource: shared memory\nand a trace")
+
+    for broken, reason in (
+        (doubled, "logits at width 16 are off by"),
+        (raising, "RuntimeError at"),
+    ):
+        monkeypatch.setattr(ops, "attend", broken)
+        found = engines.trial(engine(tiny_model(100)))
+        assert found is not None
+        assert found.startswith(reason)
+        assert "trace" not in found
 
 
 def test_what_has_no_fused_form_says_why() -> None:

@@ -126,7 +126,7 @@ def stream(
         BN=bn,
         BK=bk,
         SPLIT=parts,
-        STAGES=max(2 * stages // x.itemsize, 2),
+        STAGES=min(stages, _stages(x, bk * (bn + bm))),
         num_warps=warps,
         **chained(x),
     )
@@ -143,6 +143,15 @@ def _tile(bm: int, n: int, k: int, gated: bool, split: bool) -> tuple[int, int, 
     if gated:
         return (64, 64, 1, 4, 4) if n * k < 2**26 else (128, 64, 1, 3, 4)
     return 128, 128, 1, 3, 4
+
+
+def _stages(x: Tensor, numbers: int) -> int:
+    """How many tiles of so many numbers a multiprocessor of x's device has room for."""
+    if not x.is_cuda:
+        return 2
+    device = torch.cuda.get_device_properties(x.device)
+    room: int = device.shared_memory_per_block_optin  # type: ignore[attr-defined]
+    return max(room // (numbers * x.itemsize), 1)
 
 
 def parts(x: Tensor, weight: Tensor) -> Tensor:
