@@ -1,4 +1,4 @@
-"""Chimera's draft model in few kernels, for engines that fuse small products.
+"""Chimera's draft model in few kernels, for engines that have their own.
 
 The equations are `chimera.model`'s, through `bench.decoding.ops`. Two things are regrouped: x^ is
 the encoder's output before its standardisation is taken back, o = scale x^ + mean, so that what

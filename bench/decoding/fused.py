@@ -1,10 +1,11 @@
-"""Engine `compile`: a Llama layer in six to nine kernels, drafts through torch.compile, all in CUDA
-graphs.
+"""Engine `compile`: a Llama layer in six to nine kernels, what of drafts has no kernels of ours
+through torch.compile, all in CUDA graphs.
 
-One row goes through a layer as [norm, q k v] -> [rotate, write to the cache, attend] -> [combine]
--> [o, add] -> [norm, gate and up, SwiGLU] -> [down, add]; with more rows the library multiplies,
-and [add, norm] and [SwiGLU] are kernels of their own. Projections that read the same input are one
-matrix; the modules keep views of it, so no weight is stored twice.
+One row, or a few by small matrices, go through a layer as [norm, q k v] -> [rotate, write to the
+cache, attend] -> [combine] -> [o, add] -> [norm, gate and up, SwiGLU] -> [down, add]; a few rows by
+large matrices have [add, norm] as a kernel of its own, and o and down leave sums that it adds. More
+rows than `ops.FEW` are the library's. Projections that read the same input are one matrix; the
+modules keep views of it, so no weight is stored twice.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Products of few rows by large weights, and what stands between them."""
+"""Products of one row by any matrix and of a few rows by small ones; norms and activations."""
 
 from __future__ import annotations
 
