@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from bench.errors import UsageError
-from bench.journal import Folder
+from bench.records.journal import Folder
 
 if TYPE_CHECKING:
     import torch

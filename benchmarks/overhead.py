@@ -19,13 +19,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from baselines.autoregressive import Autoregressive
-from bench.decoding import engines
 from bench.decoding.decoder import Settings
+from bench.decoding.engines import trial as engines
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
-from bench.runner import run_stock, run_turn
-from bench.targets import load, resolve
+from bench.run.runner import run_stock, run_turn
+from bench.targets.registry import load, resolve
 
 PROMPT = list(range(5, 37))
 

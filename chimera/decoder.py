@@ -10,19 +10,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.decoding import static_trees
-from bench.decoding.checkpoint import RANDOM, CheckpointError, digest
 from bench.decoding.decoder import Settings, TargetInfo, TreeDecoder
-from bench.decoding.draft_weights import load_state, read_draft, shipped
+from bench.decoding.drafts import static_trees
+from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError, digest
+from bench.decoding.drafts.weights import load_state, read_draft, shipped
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict
 from chimera import published
-from chimera.arms import chimera_plus_config
 from chimera.drafter import ConfidentGrower, Drafter, Grower, StaticGrower
 from chimera.model import Chimera as ChimeraModel
 from chimera.model import ChimeraConfig
+from chimera.variants import chimera_plus_config
 
 WEIGHTS = "chimera.weights"
 PAPER_TREE = (4, 8, 8, 3, 2)  # nodes a level, 25 in all

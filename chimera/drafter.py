@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.decoding import ops
-from bench.decoding.ranks import RankPath
+from bench.decoding.drafts.ranks import RankPath
+from bench.decoding.engines import ops
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
 from chimera import fused

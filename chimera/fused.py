@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.decoding import ops
+from bench.decoding.engines import ops
 from bench.decoding.target import TargetModel
 from chimera.model import Chimera
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.decoding import checkpoint
-from bench.decoding.checkpoint import CheckpointError
-from bench.decoding.draft_weights import randomise
+from bench.decoding.drafts import checkpoint
+from bench.decoding.drafts.checkpoint import CheckpointError
+from bench.decoding.drafts.weights import randomise
 from chimera.model import Chimera, ChimeraConfig, Standardise
 
 TRIGRAM, HEADS = "trimlp.pt", "chimera_head.pt"

@@ -18,11 +18,16 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from bench import cost_records, journal, records, tuned
 from bench.errors import UsageError
-from reports import comparability, cost, ingest, layout, metrics, rendering, sections
-from reports.helper import side_by_side
-from reports.tables import Page, Run, Section
+from bench.records import costs as cost_records
+from bench.records import journal, tuned
+from bench.records import runs as records
+from reports.measures import metrics
+from reports.page import layout, rendering
+from reports.page.tables import Page, Run, Section
+from reports.read import ingest
+from reports.read.processes import side_by_side
+from reports.sections import comparability, cost, sections
 
 OUT = Path("reports/index.html")
 RUN_SETTINGS = "run.yaml"

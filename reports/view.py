@@ -12,10 +12,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from bench.errors import UsageError
-from bench.records import RECORDS
-from reports import build, viewer
-from reports.tables import Page, Section
-from reports.turns import Turns
+from bench.records.runs import RECORDS
+from reports import build
+from reports.page.tables import Page, Section
+from reports.sections import viewer
+from reports.sections.turns import Turns
 
 OUT = Path("reports/answer.html")
 NEAREST = 5

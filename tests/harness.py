@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from bench import methods, records
 from bench.decoding.decoder import Decoder
-from bench.prompts import DATA_DIR_VARIABLE
-from bench.run import main
+from bench.questions.sets import DATA_DIR_VARIABLE
+from bench.records import runs as records
+from bench.run import methods
+from bench.run.__main__ import main
 
 ROWS: list[dict[str, Any]] = [
     {"question_id": 1, "category": "sums", "turns": ["how much is it? how much?", "and now?"]},

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from baselines.autoregressive import Autoregressive
-from bench import audit_outputs, records
-from bench.audit_decoding import in_precision
-from bench.audit_outputs import Difference, Divergence
+from bench.audit import outputs as audit_outputs
+from bench.audit.outputs import Difference, Divergence
+from bench.audit.redecoding import in_precision
 from bench.decoding.decoder import Block, Settings
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
-from bench.records import REFERENCE, STOCK_ENGINE
-from bench.runner import run_turn
+from bench.records import runs as records
+from bench.records.runs import REFERENCE, STOCK_ENGINE
+from bench.run.runner import run_turn
 from bench.targets import synthetic
 from tests import harness
 from tests.harness import install, run

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from baselines.autoregressive import Autoregressive
-from bench import audit as command
-from bench import audit_outputs, records
-from bench.audit import main
+from bench.audit import __main__ as command
+from bench.audit import outputs as audit_outputs
+from bench.audit.__main__ import main
 from bench.decoding.decoder import Block
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step
 from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict, typical
+from bench.records import runs as records
 from tests import harness
 from tests.decoding.scripted import NoisyOracle
 from tests.harness import install, run

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench import audit_quality
+from bench.audit import quality as audit_quality
 from bench.targets import synthetic
 
 

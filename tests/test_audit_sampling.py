@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.audit_sampling import CELLS, LEVEL, Fit, fit, holm, transform
+from bench.audit.sampling import CELLS, LEVEL, Fit, fit, holm, transform
 
 VOCAB = 50
 

@@ -4,8 +4,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from bench.chat import TEMPLATES, Message, render
 from bench.errors import UsageError
+from bench.questions.chat import TEMPLATES, Message, render
 
 ASKED: list[Message] = [{"role": "user", "content": "Hi?"}]
 ASKED_TWICE: list[Message] = [

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bench import compare
 from bench.errors import UsageError
+from reports import compare
 from tests.reports.fabricate import Record, failure, record, stock, write_run
 from tests.reports.studies import example, write_study
 

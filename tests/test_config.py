@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
-import bench.prompts
-from bench import config
-from bench.config import RunConfig
+import bench.questions.sets
+from bench import cli
 from bench.errors import UsageError
-from bench.prompts import QuestionSet, Source
-from bench.run import main
+from bench.questions.sets import QuestionSet, Source
+from bench.run import config
+from bench.run.__main__ import main
+from bench.run.config import RunConfig
 from tests import harness
 from tests.harness import run
 
@@ -56,12 +57,12 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def parsed(*argv: str) -> dict[str, Any]:
     parser = argparse.ArgumentParser()
-    config.add_arguments(parser)
+    cli.add_arguments(parser, RunConfig)
     return vars(parser.parse_args(argv))
 
 
 def flags_of(name: str, value: object) -> list[str]:
-    flag = config.flag(name)
+    flag = cli.flag(name)
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag[2:]}"]
     return [flag, *map(str, value if isinstance(value, list) else [value])]
@@ -282,7 +283,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> QuestionSet:
     """A registered set that is found in a data folder."""
     source = Source("someone/questions", "0" * 40, "toy.jsonl")
     entry = QuestionSet("toy", source, hashlib.sha256(TOY).hexdigest(), "Apache-2.0", 1, "one")
-    monkeypatch.setattr(bench.prompts, "REGISTRY", MappingProxyType({"toy": entry}))
+    monkeypatch.setattr(bench.questions.sets, "REGISTRY", MappingProxyType({"toy": entry}))
     return entry
 
 

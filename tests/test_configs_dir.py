@@ -9,11 +9,13 @@ import yaml
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-import bench.prompts
-from bench import records, targets
-from bench.config import PROVENANCE, resolve
-from bench.prompts import REGISTRY, Questions
-from bench.run import main
+import bench.questions.sets
+from bench.cli import PROVENANCE
+from bench.questions.sets import REGISTRY, Questions
+from bench.records import runs as records
+from bench.run.__main__ import main
+from bench.run.config import resolve
+from bench.targets import registry as targets
 from tests.harness import QUESTIONS, TURNS, kept, of, one_thread, settle
 from tests.test_published import Draft, V, medusa_state, save_draft, target, with_own_heads
 
@@ -40,7 +42,7 @@ PAPER = {
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every registered set looks like `mini`; weights and downloads are out of reach."""
-    mini = bench.prompts.load("mini", None)
+    mini = bench.questions.sets.load("mini", None)
 
     def load(name: str, data_dir: Path | None) -> Questions:  # noqa: ARG001
         return replace(mini, name=REGISTRY[name].name)
@@ -48,7 +50,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a dry run loads no model")
 
-    monkeypatch.setattr(bench.prompts, "load", load)
+    monkeypatch.setattr(bench.questions.sets, "load", load)
     monkeypatch.setattr(targets, "load", refuse)
     monkeypatch.chdir(tmp_path)
 

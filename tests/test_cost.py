@@ -11,19 +11,20 @@ import pytest
 import torch
 
 from baselines.medusa import published as medusa_layouts
-from bench import cost_records, targets
-from bench.config import Parser, add_arguments
-from bench.cost import CostConfig, main
-from bench.cost_device import bandwidth, facts, timed
-from bench.cost_records import COSTS, ENGINE, FORWARD, STEP, check, latest, read, violations
-from bench.decoding import engines
+from bench.cli import Parser, add_arguments
+from bench.cost.__main__ import CostConfig, main
+from bench.cost.device import bandwidth, facts, timed
 from bench.decoding.decoder import Block, Decoder
+from bench.decoding.engines import trial as engines
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.errors import UsageError
-from bench.methods import discover, method, resolve
-from bench.records import REFERENCE, Record
-from bench.runner import run_turn
+from bench.records.__main__ import main as check_records
+from bench.records.costs import COSTS, ENGINE, FORWARD, STEP, check, latest, read, violations
+from bench.records.runs import REFERENCE, Record
+from bench.run.methods import discover, method, resolve
+from bench.run.runner import run_turn
+from bench.targets import registry as targets
 from chimera import published as chimera_layouts
 from tests import harness
 from tests.reports import studies
@@ -448,7 +449,7 @@ def test_a_broken_record_is_found(
     (problem,) = violations(broken())
     assert message in problem
     folder = study(tmp_path, studies.measurement(ENGINE, engine="graph"), broken())
-    assert cost_records.main(["check", str(folder)]) == 1
+    assert check_records(["check", str(folder)]) == 1
     assert f"line 2: {problem}" in capsys.readouterr().out
 
 
@@ -462,7 +463,7 @@ def test_the_validator_reads_whole_folders(
         file.write('{"torn')
     assert check(twice)[0] == "environment.json is missing"
     assert check(twice)[-1].startswith("line 3: torn")
-    assert cost_records.main(["check", str(tmp_path / "nowhere")]) == 2
+    assert check_records(["check", str(tmp_path / "nowhere")]) == 2
     assert "give the folder of a run" in capsys.readouterr().err
 
 

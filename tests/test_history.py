@@ -9,13 +9,18 @@ from typing import Any, ClassVar
 import pytest
 
 from baselines.autoregressive import Autoregressive
-from bench import history, methods, prompts, records, targets
 from bench.decoding.decoder import Block
 from bench.decoding.sampling import Sampling
 from bench.errors import UsageError
-from bench.history import Prompt
-from bench.records import FIGURES, REFERENCE, digest
-from bench.targets import Loaded, synthetic
+from bench.questions import history
+from bench.questions import sets as prompts
+from bench.questions.history import Prompt
+from bench.records import runs as records
+from bench.records.runs import FIGURES, REFERENCE, digest
+from bench.run import methods
+from bench.targets import registry as targets
+from bench.targets import synthetic
+from bench.targets.registry import Loaded
 from tests import harness
 from tests.harness import run
 

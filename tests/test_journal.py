@@ -7,9 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from bench import cost_records, journal, records
 from bench.errors import UsageError
-from bench.records import RECORDS, RunFolder
+from bench.records import costs as cost_records
+from bench.records import journal
+from bench.records import runs as records
+from bench.records.__main__ import main
+from bench.records.runs import RECORDS, RunFolder
 from reports import build
 from tests.reports.fabricate import audit, duel, record, write_run
 from tests.reports.studies import example, write_study
@@ -65,7 +68,7 @@ def test_the_check_command_takes_an_archive(
     folder = write_run(tmp_path / "run", [record(prompt_sha256="a" * 64)])
     for name in records.COMPANIONS:
         (folder / name).write_text("", encoding="utf-8")
-    assert records.main(["check", str(archived(folder))]) == 0
+    assert main(["check", str(archived(folder))]) == 0
     assert "1 records, 1 ok, 0 failed, no violations" in capsys.readouterr().out
 
 
@@ -112,7 +115,7 @@ def test_an_archive_that_cannot_be_read_is_a_usage_error(
             reading(folder)
     with pytest.raises(UsageError), RunFolder(folder):
         pass
-    assert records.main(["check", str(folder)]) == 2
+    assert main(["check", str(folder)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert contents(folder) == before

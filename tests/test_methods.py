@@ -10,13 +10,14 @@ import pytest
 
 from baselines.autoregressive import Autoregressive
 from baselines.lookahead import Lookahead, LookaheadSettings
-from bench import methods, records
 from bench.decoding.decoder import Block, Decoder, Settings, TargetInfo
 from bench.decoding.sampling import Sampling
 from bench.errors import UsageError
-from bench.methods import STOCK, discover, parse, resolve
-from bench.records import REFERENCE
-from bench.run import main
+from bench.records import runs as records
+from bench.records.runs import REFERENCE
+from bench.run import methods
+from bench.run.__main__ import main
+from bench.run.methods import STOCK, discover, parse, resolve
 from tests import harness
 from tests.harness import install, run
 

@@ -8,7 +8,7 @@ from itertools import accumulate
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from bench.offsets import offsets
+from bench.run.offsets import offsets
 
 Decode = Callable[[Sequence[int]], str]
 TEXTS = (

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from bench import plan
-from bench.history import Prompt
-from bench.methods import Method, resolve
-from bench.plan import Cell, Slot, generator_seed, slots
-from bench.records import FIELDS, digest
+from bench.questions.history import Prompt
+from bench.records.runs import FIELDS, digest
+from bench.run import grid as plan
+from bench.run.grid import Cell, Slot, generator_seed, slots
+from bench.run.methods import Method, resolve
 
 TEXTS = ("autoregressive", "transformers_generate", "lookahead", "lookahead(n=4)", "prompt_lookup")
 PROMPTS = [

@@ -12,9 +12,17 @@ from typing import Any
 import datasets
 import pytest
 
-import bench.prompts
+import bench.questions.sets
 from bench.errors import UsageError
-from bench.prompts import DATA_DIR_VARIABLE, REGISTRY, QuestionSet, Source, load, spread, status
+from bench.questions.sets import (
+    DATA_DIR_VARIABLE,
+    REGISTRY,
+    QuestionSet,
+    Source,
+    load,
+    spread,
+    status,
+)
 
 CATEGORIES = (
     "writing",
@@ -53,7 +61,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     folder = tmp_path / "downloads"
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", folder)
     monkeypatch.setattr(datasets.utils.file_utils, "fsspec_head", refuse)
-    monkeypatch.setattr(bench.prompts, "REGISTRY", MappingProxyType({"toy": TOY}))
+    monkeypatch.setattr(bench.questions.sets, "REGISTRY", MappingProxyType({"toy": TOY}))
     assert TOY.source is not None
     folder.mkdir()
     return folder / hashlib.sha256(TOY.source.url.encode()).hexdigest()

@@ -12,13 +12,16 @@ from typing import Any
 
 import pytest
 
-from bench import methods, prompts, run, targets
-from bench.config import RunConfig
 from bench.decoding.decoder import Decoder, TargetInfo
-from chimera import cli
-from chimera.arms import ARMS
-from chimera.distill import DistillConfig
-from chimera.train import TrainConfig
+from bench.questions import sets as prompts
+from bench.run import __main__ as run
+from bench.run import methods
+from bench.run.config import RunConfig
+from bench.targets import registry as targets
+from bench.training import cli
+from bench.training.distill import DistillConfig
+from bench.training.train import TrainConfig
+from chimera.variants import ARMS
 from tests import harness
 
 ROOT = Path(__file__).resolve().parent.parent

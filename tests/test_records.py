@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from bench.errors import UsageError
-from bench.records import (
+from bench.records.__main__ import main
+from bench.records.runs import (
     FIGURES,
     SCHEMA,
     RunFolder,
@@ -22,7 +23,6 @@ from bench.records import (
     frame,
     label,
     latest,
-    main,
     read,
     violations,
 )
@@ -190,7 +190,7 @@ def start(script: str, *arguments: str) -> subprocess.Popen[str]:
 
 APPEND_ALL = """
 import sys
-from bench.records import RunFolder
+from bench.records.runs import RunFolder
 with RunFolder(sys.argv[1]) as folder:
     for number in range(int(sys.argv[2])):
         if str(number) not in folder.done():
@@ -218,7 +218,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
 FILL_THE_DISK = """
 import resource, sys
 from bench.errors import UsageError
-from bench.records import RunFolder
+from bench.records.runs import RunFolder
 _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 def record(key, text):
     return {"schema": "1.0", "key": key, "status": "ok", "error": None, "text": text}
@@ -245,7 +245,7 @@ def test_a_full_disk_leaves_no_part_of_a_line(tmp_path: Path) -> None:
 
 
 def test_a_second_process_is_refused_and_changes_nothing(tmp_path: Path) -> None:
-    hold = "from bench.records import RunFolder\nimport sys\n"
+    hold = "from bench.records.runs import RunFolder\nimport sys\n"
     hold += "with RunFolder(sys.argv[1]):\n    print('held', flush=True)\n    sys.stdin.read()\n"
     child = subprocess.Popen(
         [sys.executable, "-c", hold, str(tmp_path)],
@@ -603,5 +603,5 @@ def test_the_command_exits_0_1_or_2(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_the_module_needs_no_torch() -> None:
-    script = "import bench.records, sys; sys.exit('torch' in sys.modules)"
+    script = "import bench.records.runs, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=False).returncode == 0

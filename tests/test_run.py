@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from baselines.autoregressive import Autoregressive
-from bench import records
 from bench.decoding.decoder import Block, Settings, TargetInfo
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
-from bench.records import FIGURES, REFERENCE, RunFolder
+from bench.records import runs as records
+from bench.records.runs import FIGURES, REFERENCE, RunFolder
 from tests import harness
 from tests.harness import install, run
 
@@ -433,7 +433,7 @@ def test_a_lost_history_is_asked_again_with_the_same_answers(whole: Path, done: 
 
 KILLED = """
 import json, os, random, signal, sys, time
-from bench.run import main
+from bench.run.__main__ import main
 
 def die_at(number, tear):
     \"\"\"Die at a write, before the disk has it; the newest line loses its end if \"tear\".\"\"\"

@@ -12,13 +12,13 @@ import torch
 
 from baselines.autoregressive import Autoregressive
 from baselines.prompt_lookup import PromptLookup
-from bench import records
 from bench.decoding.decoder import Block, Decoder, Settings
 from bench.decoding.phases import PHASES, Phase, PhaseClock
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
-from bench.records import FIGURES, REFERENCE
-from bench.runner import StopRule, Turn, run_stock, run_turn
+from bench.records import runs as records
+from bench.records.runs import FIGURES, REFERENCE
+from bench.run.runner import StopRule, Turn, run_stock, run_turn
 from bench.targets import synthetic
 from tests import harness
 from tests.harness import install, run

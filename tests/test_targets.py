@@ -14,8 +14,8 @@ import torch
 from huggingface_hub import errors
 from transformers import DynamicCache, LlamaForCausalLM
 
-from bench import targets
 from bench.errors import UsageError
+from bench.targets import registry as targets
 from bench.targets import smollm2, synthetic
 
 EXPECTED_PARAMETERS = {

@@ -17,14 +17,20 @@ from baselines.autoregressive import Autoregressive
 from baselines.medusa.decoder import Medusa, MedusaSettings
 from baselines.medusa.model import Medusa as MedusaHeads
 from baselines.medusa.model import MedusaConfig
-from bench import methods, prompts, records, run, tune, tuned
-from bench.decoding import engines
 from bench.decoding.decoder import Decoder, Settings, TargetInfo
-from bench.decoding.draft_weights import save_draft
+from bench.decoding.drafts.weights import save_draft
+from bench.decoding.engines import trial as engines
 from bench.decoding.sampling import Sampling
-from bench.runner import Turn
-from bench.tune import Effort
-from bench.tuned import FINAL, SEARCH, Entry, Place, Point, Tuned, shelf
+from bench.questions import sets as prompts
+from bench.records import runs as records
+from bench.records import tuned
+from bench.records.tuned import FINAL, SEARCH, Entry, Place, Point, Tuned
+from bench.run import __main__ as run
+from bench.run import methods
+from bench.run import tuning as shelf
+from bench.run.runner import Turn
+from bench.tune import __main__ as tune
+from bench.tune.__main__ import Effort
 from tests import harness
 from tests.test_published import with_own_heads
 from tests.test_readme import commands
@@ -422,7 +428,7 @@ def test_later_minor_versions_are_read() -> None:
 
 
 def test_shipped_files_are_sound() -> None:
-    for path in tuned.SHIPPED.glob("*.json"):
+    for path in shelf.SHIPPED.glob("*.json"):
         found = tuned.read(path)
         assert found is not None
         assert found.place.file == path.name
@@ -537,7 +543,7 @@ def test_shipped_files_serve_where_the_cache_has_none(
     timed(monkeypatch)
     assert tuned_by("--methods", "dial", "--out", "shipped") == 0
     assert not cache.exists()
-    monkeypatch.setattr(tuned, "SHIPPED", tmp_path / "shipped")
+    monkeypatch.setattr(shelf, "SHIPPED", tmp_path / "shipped")
     capsys.readouterr()
     assert tuned_run("--methods", "dial", "--dry-run") == 0
     shown = capsys.readouterr().out

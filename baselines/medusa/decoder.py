@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from baselines.medusa import published
 from baselines.medusa.model import Medusa as MedusaHeads
 from baselines.medusa.model import MedusaConfig
-from bench.decoding import ops, static_trees
-from bench.decoding.checkpoint import RANDOM, CheckpointError, digest
 from bench.decoding.decoder import Settings, TargetInfo, TreeDecoder
-from bench.decoding.draft_weights import load_state, read_draft, shipped
+from bench.decoding.drafts import static_trees
+from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError, digest
+from bench.decoding.drafts.weights import load_state, read_draft, shipped
+from bench.decoding.engines import ops
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology

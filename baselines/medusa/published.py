@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 
 from baselines.medusa.model import Medusa, MedusaConfig
-from bench.decoding import checkpoint
-from bench.decoding.checkpoint import CheckpointError
-from bench.decoding.draft_weights import randomise
+from bench.decoding.drafts import checkpoint
+from bench.decoding.drafts.checkpoint import CheckpointError
+from bench.decoding.drafts.weights import randomise
 
 OWN = "medusa_lm_head.pt"
 SHARED = "medusa_lm_head.safetensors"

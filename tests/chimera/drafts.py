@@ -16,9 +16,9 @@ from transformers import LlamaForCausalLM
 
 from bench.decoding.target import TargetModel
 from bench.targets.synthetic import predictable, tokenizer
-from chimera.conversation import Conversation
-from chimera.train import TrainConfig, Trainer
-from chimera.writer import Writer, WriterSettings
+from bench.training.conversations import Conversation
+from bench.training.train import TrainConfig, Trainer
+from bench.training.writer import Writer, WriterSettings
 from tests.decoding.known import tiny_model
 
 PREDICTABLE = "synthetic:predictable"

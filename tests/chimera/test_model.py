@@ -12,8 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from baselines.medusa.model import Medusa, MedusaConfig
 from bench.decoding.target import TargetModel
+from bench.training.losses import distillation_loss, next_token_loss
 from chimera.drafter import Drafter
-from chimera.losses import distillation_loss, next_token_loss
 from chimera.model import Chimera, ChimeraConfig, Standardise
 
 VOCAB, D, DEPTH, LENGTH = 20, 16, 4, 14
@@ -252,7 +252,7 @@ def test_medusa_starts_as_the_target_and_follows_its_equation() -> None:
 def test_the_loss_in_chunks_is_the_plain_one(
     hard: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("chimera.losses.CHUNK", chunk)
+    monkeypatch.setattr("bench.training.losses.CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
     z, teacher = torch.randn(2, 10, D, generator=generator)
     head = torch.randn(VOCAB, D, generator=generator)

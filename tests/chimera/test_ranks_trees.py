@@ -11,8 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.decoding import static_trees
-from bench.decoding.ranks import RANK_LIMIT, RankPath, accepted_length, grow, ranks_of, top_accuracy
+from bench.decoding.drafts import static_trees
+from bench.decoding.drafts.ranks import (
+    RANK_LIMIT,
+    RankPath,
+    accepted_length,
+    grow,
+    ranks_of,
+    top_accuracy,
+)
 from bench.decoding.target import TargetModel
 from chimera.drafter import ConfidentGrower, Drafter
 

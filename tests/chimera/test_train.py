@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from bench.decoding.decoder import TargetInfo
-from bench.decoding.draft_weights import read_draft
+from bench.decoding.drafts.weights import read_draft
 from bench.errors import UsageError
-from chimera.arms import ARMS
-from chimera.train import TrainConfig, Trainer, sample_anchors
+from bench.training.train import TrainConfig, Trainer, sample_anchors
+from chimera.variants import ARMS
 from tests.chimera import drafts
 from tests.chimera.drafts import METHODS, PREDICTABLE, RUNS
 

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from bench import prompts
 from bench.errors import UsageError
+from bench.questions import sets as prompts
 from bench.targets.synthetic import predictable, tokenizer
-from chimera.conversation import Conversation
-from chimera.distill import DistillConfig, batch_of, distill
-from chimera.writer import Writer, WriterSettings
+from bench.training.conversations import Conversation
+from bench.training.distill import DistillConfig, batch_of, distill
+from bench.training.writer import Writer, WriterSettings
 
 VOCAB, END = 64, 63
 OPENING, TURN, NEXT = (9, 3), (END, 5, 6), (END, 7)

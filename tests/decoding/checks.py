@@ -9,7 +9,7 @@ import torch
 from bench.decoding.decoder import Decoder, TreeDecoder
 from bench.decoding.phases import PHASES
 from bench.decoding.sampling import Sampling
-from bench.runner import Turn, run_turn
+from bench.run.runner import Turn, run_turn
 from tests.decoding.known import Known, Make, Verified, WatchedTarget
 from tests.decoding.scripted import DEPTH, NoisyOracle
 

@@ -19,7 +19,7 @@ from bench.decoding.sampling import Sampling
 from bench.decoding.target import Committed, Step, TargetModel
 from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict
-from bench.runner import run_turn
+from bench.run.runner import run_turn
 from bench.targets.synthetic import predictable
 
 Make = Callable[[TargetModel], Decoder]

@@ -11,7 +11,7 @@ import torch
 from bench.decoding.cache import BLOCK
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
-from bench.runner import Turn, run_turn
+from bench.run.runner import Turn, run_turn
 from tests.decoding.cases import cached_oracle, each_decoder, registered
 from tests.decoding.checks import TOLERANCE, check_accounting, check_drafts, check_greedy
 from tests.decoding.known import Known, Make, Verified, WatchedTarget

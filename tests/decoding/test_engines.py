@@ -12,16 +12,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.decoding import engines, ops
-from bench.decoding.checkpoint import RANDOM
 from bench.decoding.decoder import TreeDecoder
-from bench.decoding.fused import CompiledTarget, unsupported
+from bench.decoding.drafts.checkpoint import RANDOM
+from bench.decoding.engines import ops
+from bench.decoding.engines import trial as engines
+from bench.decoding.engines.compile import CompiledTarget, unsupported
+from bench.decoding.engines.graph import ROWS, WIDTHS, GraphTarget
 from bench.decoding.sampling import Sampling
-from bench.decoding.static import ROWS, WIDTHS, GraphTarget
 from bench.decoding.target import Function, TargetModel
 from bench.decoding.tree import TokenTree, Topology
-from bench.methods import discover, method
-from bench.runner import Turn, run_turn
+from bench.run.methods import discover, method
+from bench.run.runner import Turn, run_turn
 from tests.decoding.cases import each_decoder, registered
 from tests.decoding.checks import TOLERANCE
 from tests.decoding.known import Known, Make, tiny_model

@@ -66,7 +66,7 @@ def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 def plain(function: str, *arguments: object, **more: object) -> Any:
     """The definition, in float32 at least."""
-    from bench.decoding import ops
+    from bench.decoding.engines import ops
 
     with mock.patch.object(ops, "_on_gpu", return_value=False):
         return getattr(ops, function)(*arguments, **more)
@@ -118,7 +118,7 @@ def check_linear(
     residual: Tensor | None = None,
     affine: tuple[Tensor, Tensor] | None = None,
 ) -> None:
-    from bench.decoding import kernels
+    from bench.decoding.engines import kernels
 
     found = kernels.linear(x, weight, norm, 1e-5, halves, bias, silu, residual, affine)
     wide = [None if t is None else t.float() for t in (norm, bias, residual)]
@@ -131,7 +131,7 @@ def check_linear(
 @each_dtype
 @pytest.mark.parametrize("parts", [0, 1, 3])
 def test_add_norm(parts: int, dtype: torch.dtype) -> None:
-    from bench.decoding import kernels
+    from bench.decoding.engines import kernels
 
     x, weight = normal(5, 72, dtype=dtype), normal(72, dtype=dtype)
     change = normal(parts, 5, 72, dtype=dtype) if parts else None
@@ -146,7 +146,7 @@ def test_add_norm(parts: int, dtype: torch.dtype) -> None:
 @each_dtype
 @pytest.mark.parametrize(("m", "n", "k"), [(16, 40, 72), (33, 20, 100), (70, 1100, 40)])
 def test_gated(m: int, n: int, k: int, dtype: torch.dtype) -> None:
-    from bench.decoding import kernels
+    from bench.decoding.engines import kernels
 
     x, weight = normal(m, k, dtype=dtype), normal(2 * n, k, dtype=dtype) * k**-0.5
     close(kernels.gated(x, weight), plain("gated", x.float(), weight.float()), dtype)
@@ -156,7 +156,7 @@ def test_gated(m: int, n: int, k: int, dtype: torch.dtype) -> None:
 @each_dtype
 @pytest.mark.parametrize(("m", "n", "k"), [(16, 40, 1100), (20, 48, 72), (70, 40, 1100)])
 def test_parts(m: int, n: int, k: int, dtype: torch.dtype) -> None:
-    from bench.decoding import kernels
+    from bench.decoding.engines import kernels
 
     x, weight = normal(m, k, dtype=dtype), normal(n, k, dtype=dtype) * k**-0.5
     expected = plain("parts", x.float(), weight.float())
@@ -172,7 +172,7 @@ def test_parts(m: int, n: int, k: int, dtype: torch.dtype) -> None:
 def test_attend_rotated(
     heads: int, kv_heads: int, size: int, length: int, w: int, dtype: torch.dtype
 ) -> None:
-    from bench.decoding import kernels
+    from bench.decoding.engines import kernels
 
     keys, values = (normal(kv_heads, 300, size, dtype=dtype) for _ in range(2))
     qkv = normal(w, (heads + 2 * kv_heads) * size, dtype=dtype)
@@ -195,7 +195,7 @@ def test_attend_rotated(
 @pytest.mark.parametrize("context", [True, False])
 @pytest.mark.parametrize(("w", "m"), [(1, 1), (5, 9), (40, 64)])
 def test_attend(w: int, m: int, context: bool, dtype: torch.dtype) -> None:
-    from bench.decoding import kernels
+    from bench.decoding.engines import kernels
 
     keys, values = (normal(9, 300, 64, dtype=dtype) for _ in range(2))
     q, at = normal(w, 9, 64, dtype=dtype), torch.tensor([150], device=DEVICE)
@@ -209,7 +209,7 @@ def test_attend(w: int, m: int, context: bool, dtype: torch.dtype) -> None:
 @each_dtype
 @pytest.mark.parametrize("v", [100, 9000])
 def test_top_takes_the_lower_index_among_equals(v: int, dtype: torch.dtype) -> None:
-    from bench.decoding import kernels
+    from bench.decoding.engines import kernels
 
     logits = normal(5, v, dtype=dtype)
     logits[0, v - 7] = logits[0, 7] = logits[0, 3] = 9.0
@@ -224,7 +224,7 @@ def test_top_takes_the_lower_index_among_equals(v: int, dtype: torch.dtype) -> N
 @each_dtype
 @pytest.mark.parametrize(("heads", "consecutive"), [(9, False), (0, True)])
 def test_place(heads: int, consecutive: bool, dtype: torch.dtype) -> None:
-    from bench.decoding import kernels
+    from bench.decoding.engines import kernels
 
     qkv = normal(3, (heads + 6) * 64, dtype=dtype)
     keys, values = (normal(3, 40, 64, dtype=dtype) for _ in range(2))
@@ -243,7 +243,7 @@ def test_place(heads: int, consecutive: bool, dtype: torch.dtype) -> None:
 @each_dtype
 @pytest.mark.parametrize("d", [64, 72])
 def test_embed(d: int, dtype: torch.dtype) -> None:
-    from bench.decoding import kernels
+    from bench.decoding.engines import kernels
 
     weight, tokens = normal(50, d, dtype=dtype), torch.tensor([3, 49, 0, 3], device=DEVICE)
     standard = normal(d, dtype=dtype), normal(d, dtype=dtype).abs() + 0.1
@@ -258,7 +258,7 @@ def test_embed(d: int, dtype: torch.dtype) -> None:
 @each_dtype
 @pytest.mark.parametrize("inner", [[], [2], [0, 3, 4]])
 def test_sprout(inner: list[int], dtype: torch.dtype) -> None:
-    from bench.decoding import kernels
+    from bench.decoding.engines import kernels
 
     def numbers(*values: int) -> Tensor:
         return torch.tensor(values, device=DEVICE)
@@ -286,7 +286,7 @@ def test_sprout(inner: list[int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("height", [3, 5])
 def test_move(path: list[int], accepted: int, height: int, dtype: torch.dtype) -> None:
     """Rows whose goals are others' sources among them."""
-    from bench.decoding import kernels
+    from bench.decoding.engines import kernels
 
     before = 7
     rows = normal(2, 2, 1, 3, 20, 64, dtype=dtype)
@@ -304,7 +304,7 @@ def test_move(path: list[int], accepted: int, height: int, dtype: torch.dtype) -
 @each_dtype
 @pytest.mark.parametrize("n", [1, 5])
 def test_argmax_is_top_1(n: int, dtype: torch.dtype) -> None:
-    from bench.decoding import kernels
+    from bench.decoding.engines import kernels
 
     logits = normal(n, 9000, dtype=dtype)
     logits[:, [8000, 4096, 4095]] = 9.0

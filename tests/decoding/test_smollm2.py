@@ -10,11 +10,13 @@ import torch
 from transformers import GenerationConfig
 
 from baselines.autoregressive import Autoregressive
-from bench import chat, prompts, targets
 from bench.decoding.decoder import Settings
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
-from bench.runner import run_turn
+from bench.questions import chat
+from bench.questions import sets as prompts
+from bench.run.runner import run_turn
+from bench.targets import registry as targets
 from tests.decoding.cases import LOSSLESS, registered
 
 MODEL = "smollm2-135m"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import records
+from bench.records import runs as records
 from tests.reports.fabricate import Record
 
 TOKENS = 128

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import records
+from bench.records import runs as records
 
 Record = dict[str, Any]
 

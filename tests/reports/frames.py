@@ -5,8 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from bench import records
-from reports import metrics
+from bench.records import runs as records
+from reports.measures import metrics
 from tests.reports.fabricate import Record
 
 

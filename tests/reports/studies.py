@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import cost_records
-from bench.cost_records import ENGINE, FORWARD, STEP
-from bench.records import Record
+from bench.records import costs as cost_records
+from bench.records.costs import ENGINE, FORWARD, STEP
+from bench.records.runs import Record
 
 GIB = 1 << 30
 BANDWIDTH = 4e12

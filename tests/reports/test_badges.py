@@ -6,10 +6,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import records
-from reports import badges, metrics
-from reports.badges import Badge
-from reports.tables import Page, Run
+from bench.records import runs as records
+from reports.measures import metrics
+from reports.page import badges
+from reports.page.badges import Badge
+from reports.page.tables import Page, Run
 from tests.reports.fabricate import duel, record, write_run
 
 SETTINGS = dict(

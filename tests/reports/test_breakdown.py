@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from reports import breakdown_metrics as parts
-from reports import metrics
-from reports.repetition import repetition
+from reports.measures import breakdown as parts
+from reports.measures import metrics
+from reports.read.repetition import repetition
 from tests.reports.fabricate import Record, duel, failure, record, stock
 from tests.reports.frames import frame, row
 

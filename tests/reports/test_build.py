@@ -13,7 +13,8 @@ import pytest
 from jinja2 import StrictUndefined
 
 from bench.errors import UsageError
-from reports import build, rendering
+from reports import build
+from reports.page import rendering
 from tests.reports.fabricate import audit, duel, failure, record, stock, write_run
 
 VOID = {"meta", "link", "br", "use", "wbr", "input"}

@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench.cost_records import ENGINE, FORWARD, STEP
-from bench.records import Record
-from reports import build, metrics
-from reports import cost_metrics as figures
+from bench.records.costs import ENGINE, FORWARD, STEP
+from bench.records.runs import Record
+from reports import build
+from reports.measures import cost as figures
+from reports.measures import metrics
 from tests.reports import studies
 from tests.reports.fabricate import duel, write_run
 from tests.reports.studies import example, fast, measurement, skipped, turn, write_study

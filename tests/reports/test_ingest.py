@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bench import journal, records
-from bench.records import RECORDS
-from reports import build, ingest
+from bench.records import journal
+from bench.records import runs as records
+from bench.records.runs import RECORDS
+from reports import build
+from reports.read import ingest
 from tests.reports import bulk
 from tests.reports.fabricate import Record, duel, failure, record, stock, write_run
 from tests.reports.studies import example, write_study

@@ -6,8 +6,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from reports import layout
-from reports.tables import Cell, Head, Section, Table, Tag
+from reports.page import layout
+from reports.page.tables import Cell, Head, Section, Table, Tag
 
 
 def read(table: Table) -> list[dict[str, str]]:

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench import records
-from reports import metrics
+from bench.records import runs as records
+from reports.measures import metrics
 from tests.reports.fabricate import Record, duel, failure, record, stock, write_run
 from tests.reports.frames import frame, row
 

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from reports import build, overview
-from reports.tables import Page, Section, Table
+from reports import build
+from reports.page.tables import Page, Section, Table
+from reports.sections import overview
 from tests.reports.fabricate import Record, audit, crowd, duel, record, write_run
 
 

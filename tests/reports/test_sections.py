@@ -5,8 +5,11 @@ from typing import Any
 
 import pytest
 
-from reports import breakdown, metrics, same_output, sections, sureness
-from reports.tables import Page, Run, Section
+from reports.measures import metrics
+from reports.page.tables import Page, Run, Section
+from reports.sections import breakdown, sections
+from reports.sections import outputs as same_output
+from reports.sections import significance as sureness
 from tests.reports.fabricate import Record, duel, failure, record, stock
 from tests.reports.frames import frame
 

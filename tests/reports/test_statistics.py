@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from reports.metrics import speedup_of
-from reports.statistics import Estimates, Floats, Ints, estimates, holm, interval
+from bench.statistics import Estimates, Floats, Ints, estimates, holm, interval
+from reports.measures.metrics import speedup_of
 
 
 def simulated(

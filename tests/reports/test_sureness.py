@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reports import metrics, sureness_metrics
+from reports.measures import metrics
+from reports.measures import significance as sureness_metrics
 from tests.reports.fabricate import Record, duel, record, stock
 from tests.reports.frames import frame, row
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from bench import tuned
 from bench.errors import UsageError
-from bench.tuned import FINAL, SEARCH, Entry, Place, Point, Tuned
+from bench.records import tuned
+from bench.records.tuned import FINAL, SEARCH, Entry, Place, Point, Tuned
 from reports import build
 from tests.reports.fabricate import duel, write_run
 from tests.reports.test_build import Elements, page_of, row_of, words

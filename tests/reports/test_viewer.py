@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from bench.records import PHASES
-from reports import answers, build, sections, view, viewer
-from reports.tables import Page, Section
-from reports.turns import KINDS, Turns
+from bench.records.runs import PHASES
+from reports import build, view
+from reports.page import answers
+from reports.page.tables import Page, Section
+from reports.sections import sections, viewer
+from reports.sections.turns import KINDS, Turns
 from tests.reports.fabricate import Record, crowd, duel, failure, record, stock, write_run
 
 HOSTILE = (

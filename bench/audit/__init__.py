@@ -1,0 +1,1 @@
+"""Checking what a run recorded: python -m bench.audit."""

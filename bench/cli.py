@@ -1,0 +1,169 @@
+"""Typed settings: command-line flags and YAML files from the fields of a dataclass."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, Field, field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+import yaml
+
+from bench.errors import UsageError
+
+PROVENANCE = "provenance"  # key of `run.yaml` for what a run was resolved to; checked when fed back
+
+
+def option(
+    default: Any,
+    text: str,
+    *,
+    metavar: str | None = None,
+    choices: Sequence[str] = (),
+    local: bool = False,
+) -> Any:
+    """A setting. `local` ones say how to run here; they leave a run's figures and name alone."""
+    metadata = {"help": text, "metavar": metavar, "choices": tuple(choices), "local": local}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def device_option() -> Any:
+    """The field `device` of every command that loads a model."""
+    return option("auto", "cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
+
+
+def dtype_option() -> Any:
+    """The field `dtype`, beside it."""
+    return option(
+        "auto",
+        "auto is bfloat16 on a GPU and float32 on a CPU",
+        choices=("auto", "float32", "bfloat16", "float16"),
+    )
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def read_file(path: Path, settings: type[Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """(settings, provenance) of a YAML file. UsageError names the file and the key at fault."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} must hold a mapping of settings to values")
+    provenance = content.pop(PROVENANCE, {})
+    if not isinstance(provenance, dict) or not isinstance(provenance.get("datasets", {}), dict):
+        raise UsageError(f"{path}: {PROVENANCE} must be a mapping; leave it out or restore it")
+    known = get_type_hints(settings)
+    for name, value in content.items():
+        if name not in known:
+            raise UsageError(f"{path}: unknown setting {name!r}{did_you_mean(str(name), known)}")
+        content[name] = _typed(value, known[name], f"{path}: {name}")
+    return content, provenance
+
+
+def portable(config: Any) -> dict[str, Any]:
+    """The settings that make a run, without local paths."""
+    return {
+        f.name: without_paths(getattr(config, f.name))
+        for f in fields(config)
+        if not f.metadata["local"]
+    }
+
+
+def dump(config: Any, provenance: Mapping[str, object]) -> str:
+    """The text of a settings file: settings without local paths, and what they were resolved to."""
+    content = {**portable(config), PROVENANCE: dict(provenance)}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the flags in one line, as every other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see --help")
+
+
+def add_arguments(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
+    """One flag a setting. Absent flags leave no attribute, so that the file is not overruled."""
+    hints = get_type_hints(settings)
+    for entry in fields(settings):
+        kind, many = _element(hints[entry.name])
+        meta = entry.metadata
+        choices = list(meta["choices"])
+        options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(entry)}
+        if kind is bool:
+            options["action"] = argparse.BooleanOptionalAction
+        else:
+            options["type"] = kind
+            options["metavar"] = meta["metavar"] or ("|".join(choices) or kind.__name__.upper())
+            options["nargs"] = "*" if many else None
+        parser.add_argument(flag(entry.name), **options)
+
+
+def without_paths(value: Any) -> Any:
+    """`value` with local paths cut down to their last part."""
+    if isinstance(value, list):
+        return [without_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    name, equals, path = value.rpartition("=")
+    local = Path(path).expanduser()
+    return name + equals + local.name if local.exists() else value
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or the list of what is known."""
+    names = list(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(names)}"
+
+
+def _help(entry: Field[Any]) -> str:
+    default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+    shown = " ".join(map(str, default)) if isinstance(default, list) else default
+    text: str = entry.metadata["help"]
+    return text if shown in (None, "") or shown is True else f"{text} (default: {shown})"
+
+
+def _element(hint: Any) -> tuple[type, bool]:
+    """(type of one value, whether several may be given) of a field's annotation."""
+    if get_origin(hint) is list:
+        return get_args(hint)[0], True
+    if isinstance(hint, UnionType):
+        return next(kind for kind in get_args(hint) if kind is not NoneType), False
+    return hint, False
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` from YAML as the annotation wants it; UsageError where it is of another type."""
+    kind, many = _element(hint)
+    if many:
+        items = value if isinstance(value, list) else [value]
+        return [_typed(item, kind, where) for item in items]
+    if value is None and isinstance(hint, UnionType):
+        return None
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise UsageError(f"{where} must be of type {kind.__name__}, not {value!r}")
+    return value
+
+
+def check_choices(config: Any) -> None:
+    """UsageError where a setting is none of its choices."""
+    for entry in fields(config):
+        choices, value = entry.metadata["choices"], getattr(config, entry.name)
+        for item in value if isinstance(value, list) else [value]:
+            if choices and item not in choices:
+                raise UsageError(f"{flag(entry.name)} {item!r}: choose from {', '.join(choices)}")

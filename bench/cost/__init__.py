@@ -1,0 +1,1 @@
+"""Measuring forwards and steps: python -m bench.cost."""

@@ -1,0 +1,97 @@
+"""What costs are held against: seconds of a call, the memory's bandwidth, bytes to be read."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import psutil
+import torch
+
+from bench.targets import registry as targets
+from bench.targets.registry import Target
+
+BUFFER_BYTES = {"cuda": 4 << 30, "cpu": 256 << 20}  # far more than caches hold
+BUFFER_PASSES = 10
+
+
+class Bandwidth(NamedTuple):
+    """Bytes a second of a device's memory; a copy counts what it reads and what it writes."""
+
+    copy: float
+    read: float
+
+
+def bandwidth(device: torch.device) -> Bandwidth:
+    """The fastest of a few copies of a large buffer, and of a few sums over it."""
+    size = BUFFER_BYTES[device.type]
+    if device.type == "cuda":
+        size = min(size, torch.cuda.mem_get_info(device)[0] // 4)
+    buffer = torch.ones(size // 4, device=device)
+    copy = torch.empty_like(buffer)
+    size = buffer.numel() * buffer.element_size()
+    copied = min(timed(device, partial(copy.copy_, buffer)) for _ in range(BUFFER_PASSES))
+    read = min(timed(device, buffer.sum) for _ in range(BUFFER_PASSES))
+    return Bandwidth(2 * size / copied, size / read)
+
+
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds of one call on an idle device, as a step of a decode loop finds it after its host
+    read: between two CUDA events on a GPU, by the host's clock elsewhere."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize(device)
+    first.record()
+    work()
+    last.record()
+    last.synchronize()
+    return float(first.elapsed_time(last)) / 1e3
+
+
+def facts(model: Any) -> dict[str, int]:
+    """parameters; weight_bytes, what one forward reads of them: an embedding table that is no LM
+    head too gives a row for each token only; row_bytes, keys and values of one position."""
+    config = model.config.get_text_config()
+    weights = list(model.parameters())  # a tied table counts once
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    read = sum(weight.nbytes for weight in weights)
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    return {
+        "parameters": sum(weight.numel() for weight in weights),
+        "weight_bytes": read - (0 if head is embedding else embedding.nbytes),
+        "row_bytes": 2 * config.num_hidden_layers * groups * width * model.dtype.itemsize,
+    }
+
+
+def shortage(target: Target, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why the weights do not fit into the device's free memory; None where they do or where the
+    model's shape is not known before it is fetched."""
+    from transformers import AutoModelForCausalLM
+
+    config = targets.config(target)
+    if config is None:
+        return None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    needed = sum(weight.nbytes for weight in model.parameters())
+    free = psutil.virtual_memory().available
+    if device.type == "cuda":
+        free = torch.cuda.mem_get_info(device)[0]
+    if needed <= free:
+        return None
+    return f"the weights need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"
+
+
+def free(device: str) -> None:
+    """Give back what the last session's model held."""
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,1 @@
+"""What drafts share: weights and cards, strict loading, rank statistics, static trees."""

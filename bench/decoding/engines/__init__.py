@@ -1,0 +1,1 @@
+"""Engines: how a target's forwards, drafts and acceptance are executed."""

@@ -1,0 +1,160 @@
+"""Engine `compile`: a Llama layer in six to nine kernels, what of drafts has no kernels of ours
+through torch.compile, all in CUDA graphs.
+
+One row, or a few by small matrices, go through a layer as [norm, q k v] -> [rotate, write to the
+cache, attend] -> [combine] -> [o, add] -> [norm, gate and up, SwiGLU] -> [down, add]; a few rows by
+large matrices have [add, norm] as a kernel of its own, and o and down leave sums that it adds. More
+rows than `ops.FEW` are the library's. Projections that read the same input are one matrix; the
+modules keep views of it, so no weight is stored twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch._dynamo import config as dynamo_config
+from transformers import LlamaForCausalLM
+
+from bench.decoding.engines import ops
+from bench.decoding.engines.graph import GraphTarget, Slot
+from bench.decoding.target import Function, Step
+
+
+def unsupported(model: Any) -> str | None:
+    """Why a model has no fused form, in one line, or None."""
+    config = model.config.get_text_config()
+    if not isinstance(model, LlamaForCausalLM):
+        return f"{type(model).__name__} is not Llama's form"
+    if config.hidden_act != "silu" or config.attention_bias or config.mlp_bias:
+        return "only SiLU and projections without bias are fused"
+    if model.base_model.rotary_emb.rope_type in ("dynamic", "longrope"):
+        return "rotary positions depend on the length"
+    return None
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer's weights and its part of the cache."""
+
+    attention_norm: Tensor
+    qkv: Tensor  # [(H + 2G) D, d]
+    o: Tensor
+    feed_forward_norm: Tensor
+    gate_up: Tensor  # [2 ffn, d]
+    down: Tensor
+
+
+class CompiledTarget(GraphTarget):
+    """Engine `compile`."""
+
+    engine: ClassVar[str] = "compile"
+    fuses: ClassVar[bool] = True
+    _rotation: tuple[Tensor, Tensor]  # cos, sin [rows, D / 2], made by `reserve`
+
+    def __init__(self, model: Any, name: str = "") -> None:
+        super().__init__(model, name)
+        self._heads: int = self.config.num_attention_heads
+        self._eps: float = self.config.rms_norm_eps
+        self._layers = [_layer(layer) for layer in model.base_model.layers]
+        self._final: Tensor = model.base_model.norm.weight
+
+    def fuse(self, function: Function) -> Function:
+        if self.device.type != "cuda":
+            return function
+        compiled = torch.compile(function, fullgraph=True, dynamic=False)
+
+        def call(*arguments: object) -> Any:
+            # Every level of every draft is a shape of its own, and none may fall back.
+            with dynamo_config.patch(recompile_limit=1024, accumulated_recompile_limit=4096):
+                return compiled(*arguments)
+
+        return call  # type: ignore[return-value]
+
+    def reserve(self, rows: int) -> None:
+        before = self.cache.capacity
+        super().reserve(rows)
+        if self.cache.capacity != before:
+            positions = torch.arange(self.cache.capacity, device=self.device)[None]
+            like = torch.empty(1, device=self.device)
+            cos, sin = self.model.base_model.rotary_emb(like, positions)  # [1, rows, D]
+            half = cos.shape[-1] // 2
+            cos, sin = (t[0, :, :half].float().contiguous() for t in (cos, sin))
+            self._rotation = cos, sin
+
+    def run(self, slot: Slot) -> Step:
+        taps = {}
+        x = ops.embed(slot.tokens, self.embeddings().weight)  # [w, d]
+        change = None  # what the block before adds to x, not added yet
+        for k, (layer, cached) in enumerate(
+            zip(self._layers, self.cache.layers, strict=True), start=1
+        ):
+            x, qkv = self._project(x, change, layer.attention_norm, layer.qkv)
+            attended = ops.attend_rotated(
+                qkv,
+                self._heads,
+                cached.keys[0],
+                cached.values[0],
+                *self._rotation,
+                slot.depths,
+                self.length,
+                slot.visible,
+            )
+            x, change = self._add(x, attended, layer.o)
+            x, inner = self._project(x, change, layer.feed_forward_norm, layer.gate_up, gated=True)
+            x, change = self._add(x, inner, layer.down)
+            if k in self._taps:
+                x, change = x if change is None else x + change.sum(dim=0).to(x.dtype), None
+                taps[k] = x
+        _, hidden = ops.add_norm(x, change, self._final, self._eps)
+        return Step(ops.linear(hidden, self.head().weight), hidden, taps)
+
+    def _project(
+        self, x: Tensor, change: Tensor | None, norm: Tensor, weight: Tensor, gated: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """(x + change, weight norm(x + change)), the latter gated if asked."""
+        if change is None and ops.whole(x.shape[0], weight):
+            return x, ops.linear(x, weight, norm, self._eps, halves=gated)
+        x, normed = ops.add_norm(x, change, norm, self._eps)
+        return x, ops.linear(normed, weight, halves=gated)
+
+    def _add(self, x: Tensor, inner: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
+        """x and what is still to be added to it [P, w, d], or their sum and None."""
+        if ops.whole(x.shape[0], weight):
+            return ops.linear(inner, weight, residual=x), None
+        return x, ops.parts(inner, weight)
+
+
+def _layer(layer: Any) -> _Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    return _Layer(
+        attention_norm=layer.input_layernorm.weight,
+        qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
+        o=attention.o_proj.weight,
+        feed_forward_norm=layer.post_attention_layernorm.weight,
+        gate_up=_joined(mlp.gate_proj, mlp.up_proj),
+        down=mlp.down_proj.weight,
+    )
+
+
+@torch.no_grad()
+def _joined(*modules: nn.Linear) -> Tensor:
+    """Their weights as one matrix, of which the modules hold views from now on."""
+    weights = [module.weight for module in modules]
+    rows = [weight.shape[0] for weight in weights]
+    first, starts = weights[0], [0]
+    for count in rows:
+        starts.append(starts[-1] + count * first.shape[1])
+    together = all(
+        weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        and weight.storage_offset() == first.storage_offset() + start
+        for weight, start in zip(weights, starts, strict=False)
+    )
+    if together:  # by another engine's target before
+        return first.as_strided((sum(rows), first.shape[1]), first.stride())
+    whole = torch.cat(weights)
+    for module, part in zip(modules, torch.split(whole, rows), strict=True):
+        module.weight = nn.Parameter(part, requires_grad=False)
+    return whole

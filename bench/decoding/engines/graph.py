@@ -1,0 +1,333 @@
+"""Engines with static shapes: every forward at one of a few widths, every tensor at an address of
+its own, so that CUDA graphs can replay a step's work.
+
+`graph` replays the model's own modules; `compile` (in `fused.py`) replays fused kernels. Without a
+GPU the same functions run uncaptured, which is how they are tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface
+
+from bench.decoding.cache import TreeCache, round_up
+from bench.decoding.engines import ops
+from bench.decoding.target import Committed, Function, Reading, Step, TargetModel
+from bench.decoding.tree import TokenTree, Topology
+from bench.decoding.verify import Verdict
+
+WIDTHS = (1, 16, 32, 64, 128, 256)  # of captured forwards; a tree takes the next one up
+ROWS = 2048  # cached rows from the start: growing means capturing again
+ATTENTION = "chimera_tree"
+
+
+class GraphTarget(TargetModel):
+    """Engine `graph`: the model's own modules in CUDA graphs."""
+
+    engine: ClassVar[str] = "graph"
+    runs_ahead: ClassVar[bool] = True
+
+    def __init__(self, model: Any, name: str = "") -> None:
+        super().__init__(model, name)
+        AttentionInterface.register(ATTENTION, _attend)
+        self.epoch = 0  # goes up when captured addresses are no longer valid
+        self._slots: dict[int, Slot] = {}
+        self.reserve(min(ROWS, round_up(self.max_positions)))
+
+    def reserve(self, rows: int) -> None:
+        """Room for `rows` rows and a padded tree behind them; captures again if it has to grow."""
+        before = self.cache.capacity
+        super().reserve(rows + WIDTHS[-1])
+        if self.cache.capacity != before:
+            self.epoch += 1
+            self._slots.clear()
+
+    def tap(self, *layers: int) -> None:
+        known = len(self._taps)
+        super().tap(*layers)
+        if len(self._taps) > known:
+            self.epoch += 1
+            self._slots.clear()
+
+    def capture(self, function: Function) -> Function:
+        return _Captured(self, function)  # type: ignore[return-value]
+
+    def attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, visible: Tensor, context: bool = True
+    ) -> Tensor:
+        return ops.attend(q, keys, values, self.length, visible, context)
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        return ops.argmax(logits)
+
+    def top(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        return ops.top(logits, count)[:2]
+
+    def likeliest(self, logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        best, index, total = ops.top(logits, count)
+        return best - total[:, None], index
+
+    # A step
+
+    def prefill(self, prompt_ids: Sequence[int]) -> Step:
+        """In chunks, each a chain of a captured width, padded behind its end."""
+        if not prompt_ids:
+            raise ValueError("a prompt needs at least one token")
+        self.cache.length = 0
+        self.length.zero_()
+        parts: list[Step] = []
+        for chunk in torch.split(self.tensor(prompt_ids), WIDTHS[-1]):
+            n = chunk.shape[0]
+            slot = self._slot(n)
+            slot.tokens[:n].copy_(chunk)
+            step = self.forward(slot.chain()).first(n)
+            self.cache.advance(n)
+            self.length.add_(n)
+            # Out of the buffers that the next forward overwrites.
+            taps = {k: state.clone() for k, state in step.taps.items()}
+            parts.append(Step(step.logits[-1:].clone(), step.hidden.clone(), taps))
+        return Step.joined(parts)
+
+    def place(self, tree: TokenTree) -> TokenTree:
+        """Padded to a captured width, in its buffers; the same object for the same shape."""
+        return self._slot(tree.width).take(tree)
+
+    def forward(self, tree: TokenTree) -> Step:
+        """Run a placed tree behind the committed rows; nothing is committed. The step's tensors
+        are overwritten by the next forward of the same width."""
+        self.cache.begin(tree.width, exact=True)  # refuses what does not fit
+        slot = self._slots[tree.width]
+        slot.show(tree)
+        return slot.run()
+
+    def record(self, tree: TokenTree, verdict: Verdict) -> Verdict:
+        """In the slot, and counted on the device."""
+        kept = self._slots[tree.width].verdict
+        kept.length.copy_(verdict.length)
+        kept.bonus.copy_(verdict.bonus)
+        kept.path[: verdict.path.shape[0]].copy_(verdict.path)
+        self.length.add_(verdict.length + 1)
+        return kept
+
+    def settle(self, tree: TokenTree, verdict: Verdict) -> Verdict:
+        """Move the accepted rows, on the device."""
+        height = tree.topology.height
+        most = tree.width - 1 if height is None else height
+        ops.move(self.cache.rows, self.length, verdict.path, verdict.length, most)
+        return verdict
+
+    def commit(self, tree: TokenTree, verdict: Verdict, also: Tensor | None = None) -> Reading:
+        slot = self._slots[tree.width]
+        return _Copy(self.cache, slot.packed, also, slot.landing, tree.width)
+
+    def _slot(self, width: int) -> Slot:
+        """The captured width that takes `width` tokens."""
+        w = next((w for w in WIDTHS if w >= width), None)
+        if w is None:
+            raise ValueError(f"engine {self.engine} takes trees of {WIDTHS[-1]} nodes, not {width}")
+        if w not in self._slots:
+            self._slots[w] = Slot(self, w)
+        return self._slots[w]
+
+    def run(self, slot: Slot) -> Step:
+        """The forward of a slot's buffers, as a function of tensors."""
+        rows = self.length + torch.arange(slot.width, device=self.device)
+        usual = self.model.config._attn_implementation
+        self.model.set_attn_implementation(ATTENTION)
+        self.cache.write_to = rows
+        try:
+            output = self.model(
+                input_ids=slot.tokens[None],
+                position_ids=(self.length + slot.depths)[None],
+                attention_mask=slot.visible[None, None],
+                past_key_values=self.cache,
+                use_cache=True,
+                committed=self.length,
+            )
+        finally:
+            self.cache.write_to = None
+            self.model.set_attn_implementation(usual)
+        return Step(output.logits[0], self._hidden, self._states())
+
+
+class Slot:
+    """Buffers of forwards of one width, and of the trees and verdicts that go with them."""
+
+    def __init__(self, target: GraphTarget, width: int) -> None:
+        def numbers(*shape: int) -> Tensor:
+            return torch.zeros(shape, dtype=torch.long, device=target.device)
+
+        self.width = width
+        self.depths, parents = numbers(width), numbers(width)
+        self._alone = torch.eye(width, dtype=torch.bool, device=target.device)
+        self.visible = self._alone.clone()
+        # length, bonus, path, tokens: what a commit reads, in one piece
+        self.packed = numbers(2 + 2 * width)
+        self.tokens = self.packed[2 + width :]
+        pinned = target.device.type == "cuda"
+        self.landing = torch.empty(self.packed.shape, dtype=torch.long, pin_memory=pinned)
+        self.verdict = Verdict(self.packed[0], self.packed[2 : 2 + width], self.packed[1])
+        self.run: Callable[[], Step] = target.capture(lambda: target.run(self))
+        acceptable = torch.zeros(width, dtype=torch.bool, device=target.device)
+        # Trees that change at every step are copied into this one.
+        self._moving = _over(parents, acceptable, self.visible, self.depths, lasting=False)
+        self._any = TokenTree(self.tokens, self._moving)
+        self._lasting: dict[int, tuple[Topology, TokenTree]] = {}  # by id of the topology
+        self._shown: Topology | None = None  # whose masks lie in `visible` and `depths`
+        self._chain: TokenTree | None = None
+
+    def take(self, tree: TokenTree) -> TokenTree:
+        """`tree` in these buffers."""
+        w, topology = tree.width, tree.topology
+        self.tokens[:w].copy_(tree.tokens)
+        if topology.lasting:
+            return self._keep(topology)
+        self._fill(self._moving, topology)
+        self._shown = self._moving
+        return self._any
+
+    def chain(self) -> TokenTree:
+        """Every node below the one before: a piece of a prompt."""
+        if self._chain is None:
+            device = self.tokens.device
+            self._chain = self._keep(Topology.of(range(-1, self.width - 1), device))
+        return self._chain
+
+    def show(self, tree: TokenTree) -> None:
+        """Its masks are those that the next forward reads."""
+        if self._shown is not tree.topology:
+            self.visible.copy_(tree.topology.ancestors)
+            self.depths.copy_(tree.topology.depths)
+            self._shown = tree.topology
+
+    def _keep(self, topology: Topology) -> TokenTree:
+        """Its padded form, made once."""
+        if id(topology) not in self._lasting:
+            moving = self._moving
+            padded = _over(
+                torch.zeros_like(moving.parents),
+                torch.zeros_like(self._alone[0]),
+                torch.zeros_like(moving.ancestors),
+                torch.zeros_like(moving.depths),
+                lasting=True,
+                height=topology.height,
+            )
+            self._fill(padded, topology)
+            self._lasting[id(topology)] = topology, TokenTree(self.tokens, padded)
+        return self._lasting[id(topology)][1]
+
+    def _fill(self, padded: Topology, topology: Topology) -> None:
+        """Copy `topology` into a wider one; the nodes behind see themselves alone and are never
+        taken."""
+        w = topology.width
+        assert padded.acceptable is not None
+        padded.parents[:w].copy_(topology.parents)
+        padded.depths[:w].copy_(topology.depths)
+        padded.ancestors.copy_(self._alone)
+        padded.ancestors[:w, :w].copy_(topology.ancestors)
+        padded.acceptable.zero_()
+        if topology.acceptable is None:
+            padded.acceptable[:w].fill_(True)
+        else:
+            padded.acceptable[:w].copy_(topology.acceptable)
+
+
+def _over(
+    parents: Tensor,
+    acceptable: Tensor,
+    ancestors: Tensor,
+    depths: Tensor,
+    lasting: bool,
+    height: int | None = None,
+) -> Topology:
+    """A topology whose masks and depths lie in buffers of ours."""
+    topology = Topology(parents, acceptable, lasting, height)
+    topology.__dict__.update(ancestors=ancestors, depths=depths)
+    return topology
+
+
+class _Copy:
+    """A verdict on its way to the host; what is launched meanwhile does not delay it."""
+
+    def __init__(
+        self, cache: TreeCache, packed: Tensor, also: Tensor | None, landing: Tensor, width: int
+    ) -> None:
+        self._cache, self._landing, self._width = cache, landing, width
+        self._arrived: torch.cuda.Event | None = None
+        if also is not None:
+            self._landing = torch.cat((packed, also)).cpu()
+            return
+        landing.copy_(packed, non_blocking=True)
+        if packed.is_cuda:
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+
+    def wait(self) -> Committed:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        w = self._width
+        length, bonus, *rest = self._landing.tolist()
+        path, tokens = rest[: length + 1], rest[w : 2 * w]
+        self._cache.advance(length + 1)
+        return Committed(path, [*(tokens[i] for i in path[1:]), bonus], rest[2 * w :])
+
+
+@dataclass
+class _Recording:
+    """A function's call with certain arguments: run as it is, then captured, then replayed."""
+
+    arguments: tuple[object, ...]  # kept, so that their ids stay theirs
+    graph: torch.cuda.CUDAGraph | None = None
+    result: Any = None
+
+
+class _Captured:
+    """A function whose work a GPU replays; its arguments are told apart by identity."""
+
+    def __init__(self, target: GraphTarget, function: Callable[..., Any]) -> None:
+        self._target = target
+        self._function = function
+        self._recordings: dict[tuple[int, ...], _Recording] = {}
+        self._epoch = target.epoch
+
+    def __call__(self, *arguments: object) -> Any:
+        if self._target.device.type != "cuda":
+            return self._function(*arguments)
+        if self._epoch != self._target.epoch:
+            self._recordings.clear()
+            self._epoch = self._target.epoch
+        key = tuple(map(id, arguments))
+        recording = self._recordings.get(key)
+        if recording is None:  # the first run warms up: compilers, handles, allocations
+            self._recordings[key] = _Recording(arguments)
+            return self._function(*arguments)
+        if recording.graph is None:
+            recording.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(recording.graph):
+                recording.result = self._function(*arguments)
+        recording.graph.replay()
+        return recording.result
+
+
+def _attend(
+    _module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    committed: Tensor,
+    **_kwargs: object,
+) -> tuple[Tensor, None]:
+    """transformers' attention over the whole cache, of which the committed rows and the tree's
+    count.
+
+    query: [1, H, w, D]; key, value: [1, G, rows, D]; mask: bool [1, 1, w, w]; committed: int64 [1].
+    """
+    q = query[0].transpose(0, 1)
+    out = ops.attend(q, key[0], value[0], committed, attention_mask[0, 0])
+    return out[None], None

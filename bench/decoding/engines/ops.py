@@ -1,0 +1,343 @@
+"""What engines with static shapes compute, in plain torch; on a GPU by Triton kernels of the same
+names.
+
+The cache's length is read on the device, so that one captured graph serves every length, and only
+live rows are read. Shapes: w tree nodes, H query heads, G key heads, D a head's size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FEW = 64  # rows that our products take; more go to the library
+WIDE = 2560  # columns that a program holds at once
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    norm: Tensor | None = None,
+    eps: float = 0.0,
+    *,
+    halves: bool = False,
+    bias: Tensor | None = None,
+    silu: bool = False,
+    residual: Tensor | None = None,
+    affine: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """x [w, K] by weight [N, K] -> [w, N], with what stands before and behind it, in this order.
+
+    Args:
+        norm: weight [K] of an RMS norm of x before, with `eps`.
+        halves: weight [2N, K] holds a gate and what it gates, as in `gated`.
+        bias: [N], added.
+        silu: SiLU of that.
+        residual: [w, N] or [1, N], added.
+        affine: (scale, shift), each [N].
+    """
+    if _on_gpu(x) and _ours(x, weight):
+        from bench.decoding.engines import kernels
+
+        return kernels.linear(x, weight, norm, eps, halves, bias, silu, residual, affine)
+    if norm is not None:
+        _, x = add_norm(x, None, norm, eps)
+    out = gated(x, weight) if halves else F.linear(x, weight)
+    out = out if bias is None else out + bias
+    out = F.silu(out) if silu else out
+    out = out if residual is None else out + residual
+    return out if affine is None else out * affine[0] + affine[1]
+
+
+def small(weight: Tensor) -> bool:
+    """Whether a kernel's programs can each hold all they need of a matrix [N, K] at once."""
+    return weight.shape[1] <= WIDE and weight.numel() <= 2**22
+
+
+def whole(rows: int, weight: Tensor) -> bool:
+    """Whether one kernel takes such a product with norm and residual: a few rows of a small matrix
+    [N, K], or one row where K falls into equal tiles. Otherwise the norm comes before and the
+    residual behind."""
+    K = weight.shape[1]
+    return (rows <= FEW and small(weight)) or (rows == 1 and (K <= WIDE or K & (K - 1) == 0))
+
+
+def _ours(x: Tensor, weight: Tensor) -> bool:
+    """Whether our kernels multiply: one row, or a few in half precision, but for many outputs of a
+    short K, where the library is as good."""
+    rows, K = x.shape
+    if x.itemsize > 2:
+        return rows == 1 and whole(1, weight)
+    return rows == 1 or (rows <= FEW and (small(weight) or K > WIDE))
+
+
+def parts(x: Tensor, weight: Tensor) -> Tensor:
+    """x [w, K] by weight [N, K] -> [P, w, N], to be summed over P parts of K."""
+    if _on_gpu(x) and x.itemsize == 2:
+        from bench.decoding.engines import kernels
+
+        return kernels.parts(x, weight)
+    halves = zip(x.chunk(2, 1), weight.chunk(2, 1), strict=True)
+    return torch.stack([F.linear(*half) for half in halves])
+
+
+def gated(x: Tensor, weight: Tensor) -> Tensor:
+    """x [w, K] by weight [2N, K], a gate and what it gates -> [w, N]: SiLU(gate) * up."""
+    if _on_gpu(x):
+        from bench.decoding.engines import kernels
+
+        return kernels.gated(x, weight)
+    gate, up = F.linear(x, weight).chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def add_norm(x: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(x + sum of change, its RMS norm with `weight` [K]), each [w, K].
+
+    x: [w, K]; change: [P, w, K] as `parts` leaves it, or None.
+    """
+    if _on_gpu(x):
+        from bench.decoding.engines import kernels
+
+        return kernels.add_norm(x, change, weight, eps)
+    total = x if change is None else x + change.sum(dim=0).to(x.dtype)
+    return total, F.rms_norm(total, total.shape[-1:], weight, eps)
+
+
+def attend(
+    q: Tensor, keys: Tensor, values: Tensor, length: Tensor, visible: Tensor, context: bool = True
+) -> Tensor:
+    """Attention of tree nodes to the committed rows and to the tree's own rows behind them.
+
+    Args:
+        q: [w, H, D], rotated.
+        keys, values: [G, rows, D]; rows `length` .. `length + m - 1` are the tree's.
+        length: int64 [1].
+        visible: bool [w, m].
+        context: False hides the committed rows.
+
+    Returns:
+        [w, H, D].
+    """
+    if _on_gpu(q) and _fits(q.shape[-1]):
+        from bench.decoding.engines import kernels
+
+        return kernels.attend(q, keys, values, length, visible, context)
+    rows = torch.arange(keys.shape[1], device=q.device)
+    seen = torch.zeros(q.shape[0], keys.shape[1], dtype=torch.bool, device=q.device)
+    if context:
+        seen |= rows < length
+    own = length + torch.arange(visible.shape[1], device=q.device)
+    seen = seen.index_copy(1, own, visible)
+    return _sdpa(q, keys, values, seen)
+
+
+def attend_rotated(
+    qkv: Tensor,
+    heads: int,
+    keys: Tensor,
+    values: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    depths: Tensor,
+    length: Tensor,
+    visible: Tensor,
+) -> Tensor:
+    """Rotate the tree's queries and keys, write its keys and values to the cache, attend.
+
+    Args:
+        qkv: [w, (H + 2G) D], a projection's output.
+        heads: H.
+        keys, values: [G, rows, D], written at rows `length` .. `length + w - 1`.
+        cos, sin: [positions, D / 2].
+        depths: int64 [w]; a node's position is `length` plus its depth.
+        length: int64 [1].
+        visible: bool [w, w].
+
+    Returns:
+        [w, H D].
+    """
+    if _on_gpu(qkv) and _fits(keys.shape[-1]):
+        from bench.decoding.engines import kernels
+
+        return kernels.attend_rotated(qkv, heads, keys, values, cos, sin, depths, length, visible)
+    w, size, kv_heads = qkv.shape[0], keys.shape[-1], keys.shape[0]
+    q, k, v = torch.split(qkv.view(w, -1, size), [heads, kv_heads, kv_heads], dim=1)
+    turn = tuple(table[length + depths][:, None] for table in (cos, sin))
+    q, k = (_rotate(x, *turn) for x in (q, k))
+    rows = length + torch.arange(w, device=qkv.device)
+    keys.index_copy_(1, rows, k.transpose(0, 1))
+    values.index_copy_(1, rows, v.transpose(0, 1))
+    return attend(q, keys, values, length, visible).flatten(1)
+
+
+def place(
+    qkv: Tensor,
+    heads: int,
+    keys: Tensor,
+    values: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    length: Tensor,
+    depth: int,
+    first: int,
+    consecutive: bool = False,
+) -> Tensor:
+    """Rotate queries and keys of w rows, write keys and values to the cache.
+
+    Args:
+        qkv: [w, (H + 2G) D], a projection's output; its queries may be overwritten.
+        heads: H; 0 for keys and values alone.
+        keys, values: [G, rows, D], written at rows `length + first` and on.
+        cos, sin: [positions, D / 2].
+        length: int64 [1].
+        depth: all are at position `length + depth`; the first of them where they are
+            `consecutive`.
+
+    Returns:
+        the queries, [w, H, D].
+    """
+    w, size, kv_heads = qkv.shape[0], keys.shape[-1], keys.shape[0]
+    vectors = qkv.view(w, heads + 2 * kv_heads, size)
+    if _on_gpu(qkv):
+        from bench.decoding.engines import kernels
+
+        kernels.place(qkv, heads, keys, values, cos, sin, length, depth, first, consecutive)
+        return vectors[:, :heads]
+    q, k, v = torch.split(vectors, [heads, kv_heads, kv_heads], dim=1)
+    order = torch.arange(w, device=qkv.device)
+    position = length + depth + order * consecutive
+    turn = tuple(table[position][:, None] for table in (cos, sin))  # [w, 1, D / 2]
+    q, k = (_rotate(x, *turn) for x in (q, k))
+    rows = length + first + order
+    keys.index_copy_(1, rows, k.transpose(0, 1))
+    values.index_copy_(1, rows, v.transpose(0, 1))
+    return q
+
+
+def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(values, indices), each [n, count]: the largest of each row of [n, V], best first, in
+    float32; and the row's log-sum-exp [n]."""
+    if _on_gpu(logits) and count <= 16:
+        from bench.decoding.engines import kernels
+
+        return kernels.top(logits, count)
+    wide = logits.float()
+    best = wide.topk(count, dim=-1)
+    return best.values, best.indices, wide.logsumexp(dim=-1)
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """int64 [n]: where each row of [n, V] is largest, the lowest index among equals."""
+    if _on_gpu(logits):
+        from bench.decoding.engines import kernels
+
+        return kernels.top(logits, 1)[1].squeeze(1)
+    return logits.argmax(dim=-1)
+
+
+def embed(tokens: Tensor, weight: Tensor, standard: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """Rows [n, d] of weight [V, d] for tokens int64 [n]; standardised by (mean, scale), each [d]:
+    (e - mean) / scale."""
+    if _on_gpu(weight):
+        from bench.decoding.engines import kernels
+
+        return kernels.embed(tokens, weight, standard)
+    e = F.embedding(tokens, weight)
+    return e if standard is None else (e - standard[0]) / standard[1]
+
+
+def children(
+    above: Tensor, best: Tensor, parent: Tensor, rank: Tensor, vocabulary: Tensor
+) -> Tensor:
+    """int64 [m, 3]: trigrams of the nodes of a level.
+
+    Args:
+        above: int64 [n, 3], trigrams of the nodes that were expanded for it.
+        best: int64 [n, ranks], their likeliest drafts, indices into `vocabulary`.
+        parent, rank: int64 [m], each node's parent among those n, and its rank there.
+        vocabulary: int64 [V'], token ids.
+    """
+    tokens = vocabulary[best[parent, rank]]
+    return torch.cat((above[parent, 1:], tokens[:, None]), dim=1)
+
+
+def sprout(
+    above: Tensor,
+    best: Tensor,
+    parent: Tensor,
+    rank: Tensor,
+    place: Tensor,
+    expanded: int,
+    vocabulary: Tensor,
+    weight: Tensor,
+    standard: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(trigrams [m, 3] of a level's nodes, those [k, 3] of its nodes that are expanded next, and
+    their tokens' embeddings [k, 3d] as `embed` gives them).
+
+    Args:
+        above, best, parent, rank, vocabulary: as `children` takes them.
+        place: int64 [m], each node's place among those expanded next, in order, or -1.
+        expanded: k.
+    """
+    if _on_gpu(weight):
+        from bench.decoding.engines import kernels
+
+        return kernels.sprout(
+            above, best, parent, rank, place, expanded, vocabulary, weight, standard
+        )
+    nodes = children(above, best, parent, rank, vocabulary)
+    trigrams = nodes[place >= 0]
+    x = embed(trigrams.flatten(), weight, standard)
+    return nodes, trigrams, x.view(expanded, 3 * weight.shape[1])
+
+
+def move(rows: Tensor, length: Tensor, path: Tensor, accepted: Tensor, height: int) -> None:
+    """Bring an accepted path's rows into its order: row path[i] of the tree becomes its row i.
+
+    Args:
+        rows: [..., rows, D], contiguous.
+        length: int64 [1], the path counted already.
+        path: int64 [w], from the root down; the root's row lies in place.
+        accepted: int64 [], nodes on it below the root; rows behind theirs mean nothing.
+        height: how many there can be.
+    """
+    if height == 0:
+        return
+    if _on_gpu(rows) and _fits(rows.shape[-1]):
+        from bench.decoding.engines import kernels
+
+        kernels.move(rows, length, path, accepted, height)
+        return
+    first = length - accepted - 1
+    kept = rows.index_select(-2, first + path[1 : height + 1])
+    rows.index_copy_(-2, first + torch.arange(1, height + 1, device=rows.device), kept)
+
+
+def _on_gpu(x: Tensor) -> bool:
+    return x.is_cuda
+
+
+def _fits(size: int) -> bool:
+    """Whether the kernels take heads of this size."""
+    return size in (32, 64, 128, 256)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x [w, heads, D] by cos, sin [w, 1, D / 2], in float32 as the kernel does."""
+    a, b = x.float().chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+
+
+def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+    """q [w, H, D] over keys, values [G, rows, D] under bool [w, rows] -> [w, H, D]."""
+    out = F.scaled_dot_product_attention(
+        q.transpose(0, 1)[None],
+        keys[None],
+        values[None],
+        attn_mask=seen[None, None],
+        enable_gqa=keys.shape[0] != q.shape[1],
+    )
+    return out[0].transpose(0, 1)

@@ -1,0 +1,3 @@
+"""Names of the engines; no torch."""
+
+ENGINES = ("eager", "graph", "compile")

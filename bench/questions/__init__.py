@@ -1,0 +1,1 @@
+"""Question sets, chat templates and the fixed history of later turns."""

@@ -1,0 +1,1 @@
+"""Schemas and readers of runs, cost studies and tuned files; no torch."""

@@ -1,0 +1,1 @@
+"""Running a grid of methods on question sets: python -m bench.run."""

@@ -1,0 +1,111 @@
+"""The settings of a run.
+
+Precedence: flag > file (`--config`) > preset > default.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from bench.cli import check_choices, device_option, dtype_option, flag, option, read_file
+from bench.decoding.engines.registry import ENGINES
+from bench.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What `python -m bench.run` is asked to do; every field is a flag and a key of the file."""
+
+    models: list[str] = option(
+        ["smollm2-135m"], "target models: registered names, hub ids or paths", metavar="MODEL"
+    )
+    methods: list[str] = option(
+        ["transformers_generate", "lookahead", "prompt_lookup"],
+        "decoding methods, with parameters as 'lookahead(n=5,w=7,g=7)'; the reference always runs",
+        metavar="METHOD",
+    )
+    datasets: list[str] = option(
+        ["mini"], "question sets: registered names or JSONL paths", metavar="SET"
+    )
+    limit: int | None = option(
+        None, "questions of each set, spread over its categories; all if left out"
+    )
+    turns: int | None = option(None, "first turns of each question; all if left out")
+    max_new_tokens: int = option(128, "token budget of an answer")
+    temperature: list[float] = option([0.0], "0 is greedy; several may be given", metavar="T")
+    top_k: int = option(0, "sample from the k likeliest tokens; 0 is off")
+    top_p: float = option(1.0, "sample from the nucleus of this mass; 1 is off")
+    repeats: int = option(3, "timed runs of each turn, interleaved by method")
+    seed: int = option(0, "seed of sampling and of the order of methods")
+    engine: list[str] = option(["eager"], "engines; several may be given", choices=ENGINES)
+    device: str = device_option()
+    dtype: str = dtype_option()
+    checkpoint: list[str] = option(
+        [], "draft weights for a method: a path, a hub id or random", metavar="METHOD=WEIGHTS"
+    )
+    tree: str | None = option(
+        None,
+        "token tree: paper or a file, the one with the weights if not; tuned takes what "
+        "python -m bench.tune chose for every parameter that --methods leaves open",
+    )
+    history: str | None = option(
+        None,
+        "take earlier turns' answers from another run's history.jsonl",
+        metavar="FILE",
+        local=True,
+    )
+    data_dir: str | None = option(
+        None, "folder with <set>.jsonl files, instead of fetching them", metavar="DIR", local=True
+    )
+    out: str | None = option(
+        None, "run folder; results/<model>-<hash of the settings> if not", metavar="DIR", local=True
+    )
+    resume: bool = option(True, "continue the run in the folder", local=True)
+    report: bool = option(True, "build reports/index.html when done", local=True)
+    preset: str | None = option(None, "settings to start from", metavar="NAME")
+
+    def __post_init__(self) -> None:
+        """UsageError for a value that no run can have."""
+        least = {"limit": 1, "turns": 1, "max_new_tokens": 1, "repeats": 1, "top_k": 0, "seed": 0}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise UsageError(f"{flag(name)} must be at least {bound}, not {value}")
+        for value in self.temperature:
+            if not math.isfinite(value) or value < 0:
+                raise UsageError(f"--temperature must be a number from 0, not {value}")
+        if not 0 < self.top_p <= 1:
+            raise UsageError(f"--top-p must lie above 0 and up to 1, not {self.top_p}")
+        for name in ("models", "methods", "datasets", "temperature", "engine"):
+            values = getattr(self, name)
+            if not values and name != "methods":
+                raise UsageError(f"{flag(name)} needs at least one value")
+            if len(set(values)) != len(values):
+                raise UsageError(f"{flag(name)} names something twice")
+        check_choices(self)
+
+
+def presets() -> list[str]:
+    """Names of the presets that ship."""
+    folder = resources.files("bench.run.presets")
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name[-5:] == ".yaml")
+
+
+def resolve(
+    flags: Mapping[str, Any], config_file: Path | None = None
+) -> tuple[RunConfig, Mapping[str, Any]]:
+    """The settings from flags, file and preset, and the file's provenance to check against."""
+    from_file, provenance = ({}, {}) if config_file is None else read_file(config_file, RunConfig)
+    preset = flags.get("preset", from_file.get("preset"))
+    from_preset: Mapping[str, Any] = {}
+    if preset is not None:
+        if preset not in presets():
+            raise UsageError(f"unknown preset {preset!r}; choose one of {', '.join(presets())}")
+        with resources.as_file(resources.files("bench.run.presets") / f"{preset}.yaml") as path:
+            from_preset, _ = read_file(path, RunConfig)
+    return replace(RunConfig(), **{**from_preset, **from_file, **flags}), provenance

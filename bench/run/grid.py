@@ -1,0 +1,85 @@
+"""The grid of a run and the keys that its turns are resumed by."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from bench.questions.history import Prompt
+from bench.records.runs import digest
+from bench.run.methods import Method
+
+PACKAGE = "chimera-bench"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Every resolved setting that can change a turn's ids or times, but the prompt.
+
+    Field names are the records'. `repeat` is None for a method that cannot run at all.
+    """
+
+    model: str
+    revision: str | None
+    dtype: str
+    device: str
+    engine: str
+    method: str
+    params: dict[str, Any]
+    lossless: bool
+    checkpoint_sha256: str | None
+    tree_sha256: str | None
+    dataset: str
+    dataset_sha256: str
+    temperature: float
+    top_k: int
+    top_p: float
+    seed: int
+    repeat: int | None
+    max_new_tokens: int
+
+    @property
+    def id(self) -> str:
+        return digest(asdict(self))
+
+    def key(self, prompt: Prompt | None) -> str:
+        """The resume key of one turn; of the whole cell where it cannot run (`prompt` None)."""
+        turn = prompt and [prompt.prompt_id, prompt.turn, prompt.sha256, prompt.history]
+        return digest([asdict(self), turn, version(PACKAGE)])
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One turn by one method, once."""
+
+    prompt: Prompt
+    repeat: int
+    temperature: float
+    method: Method
+
+
+def slots(
+    prompts: Sequence[Prompt],
+    repeats: int,
+    temperatures: Sequence[float],
+    methods: Sequence[Method],
+    seed: int,
+) -> Iterator[Slot]:
+    """All turns of a run: repeats interleaved method by method within a turn, the methods in an
+    order shuffled by `seed`, so that drift hits every method alike."""
+    for prompt in prompts:
+        for repeat in range(repeats):
+            for temperature in temperatures:
+                place = [seed, prompt.dataset, prompt.prompt_id, prompt.turn, repeat, temperature]
+                order = list(methods)
+                random.Random(digest(place)).shuffle(order)
+                for method in order:
+                    yield Slot(prompt, repeat, temperature, method)
+
+
+def generator_seed(seed: int, prompt: Prompt, repeat: int) -> int:
+    """Seed of one turn's sampling: the same for every method, another for every repeat."""
+    return int(digest([seed, prompt.dataset, prompt.prompt_id, prompt.turn, repeat])[:12], 16)

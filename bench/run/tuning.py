@@ -1,0 +1,89 @@
+"""Looks tuned parameters up for the methods of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bench.decoding.decoder import TargetInfo
+from bench.environment import device_kind
+from bench.errors import UsageError
+from bench.records import tuned
+from bench.records.tuned import Entry, Place, Tuned
+from bench.run.methods import Method
+from bench.targets import registry as targets
+from bench.targets.registry import Target
+from bench.targets.smollm2 import cache_root
+
+SHIPPED = Path(__file__).with_name("tuned_files")
+
+
+def cache() -> Path:
+    """Where `bench.tune` keeps what it found on this machine."""
+    return cache_root() / "tuned"
+
+
+def place(target: Target, engine: str, dtype: str, device: str) -> Place:
+    """What is tuned for. UsageError where the device is not there or the model cannot be found."""
+    return Place(device_kind(device), engine, target.name, targets.revision(target), dtype)
+
+
+class Shelf:
+    """Parameters for one place, by method: from the user's cache, else from the files that ship.
+
+    Attributes:
+        taken: the entries that were handed out.
+    """
+
+    def __init__(self, place: Place, model: str, device: str) -> None:
+        """`model` and `device` are what the user calls them."""
+        self.place = place
+        self._called = f"--model {model}", f"--dtype {place.dtype} --device {device}"
+        self.taken: dict[str, Entry] = {}
+        self._files: dict[str, Path] = {}
+        self._missing: list[Method] = []
+
+    def __call__(self, method: Method) -> Mapping[str, Any]:
+        """Every parameter, as tuned; none for a method that cannot be tuned or cannot run here."""
+        decoder, settings = method.decoder, method.settings
+        info = TargetInfo(self.place.model)
+        if decoder is None or not settings.grid() or decoder.unavailable(info, settings):
+            return {}
+        try:
+            weights = decoder.weights_sha256(info, settings)
+        except ValueError as error:
+            raise UsageError(f"{method.name}: {error}") from error
+        folders = (cache(), SHIPPED)
+        found = tuned.find(self.place, method.name, method.params, weights, folders)
+        if found is None:
+            self._missing.append(method)
+            return {}
+        self.taken[method.name], self._files[method.name] = found
+        return self.taken[method.name].params
+
+    def check(self) -> None:
+        """UsageError, with the command to run, where a method was asked for in vain."""
+        if not self._missing:
+            return
+        names = " ".join(dict.fromkeys(method.name for method in self._missing))
+        weights = dict.fromkeys(
+            f"{m.name}={m.settings.checkpoint}" for m in self._missing if m.settings.checkpoint
+        )
+        model, machine = self._called
+        command = f"python -m bench.tune {model} --methods {names} --engine {self.place.engine}"
+        command += f" {machine}" + (f" --checkpoint {' '.join(weights)}" if weights else "")
+        raise UsageError(f"no tuned parameters of {names} for {self.place}; run {command}")
+
+    @property
+    def text(self) -> str | None:
+        """What was taken, as the text of a file; None where nothing was."""
+        return Tuned(self.place, self.taken).text() if self.taken else None
+
+    def describe(self) -> list[str]:
+        """A line for each method that took tuned parameters: from which file."""
+        source = {SHIPPED: "shipped"}
+        return [
+            f"tuned       {name}: {source.get(path.parent, 'cached')} {path.name}"
+            for name, path in self._files.items()
+        ]

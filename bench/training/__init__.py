@@ -1,0 +1,1 @@
+"""Self-distillation and training of drafts; knows no method by name."""

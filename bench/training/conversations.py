@@ -1,0 +1,55 @@
+"""The fixed parts of a chat template around the user's and the assistant's words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bench.errors import UsageError
+from bench.questions import chat
+
+_USER, _ANSWER = "\N{SNOWMAN}user\N{SNOWMAN}", "\N{SNOWMAN}answer\N{SNOWMAN}"
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Token ids of a template: `opening` user `turn` answer `next_turn` user `turn` answer ...
+
+    Attributes:
+        opening: before the first user's words.
+        turn: from the end of the user's words to the start of the answer; its first token ends
+            the user's slot.
+        next_turn: from the end of the answer to the next user's words; its first token ends the
+            answer.
+    """
+
+    opening: tuple[int, ...]
+    turn: tuple[int, ...]
+    next_turn: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Any, template: str | None) -> Conversation:
+        """Read off the rendered template. UsageError where a slot does not end in one token."""
+        messages: list[chat.Message] = [
+            {"role": "user", "content": _USER},
+            {"role": "assistant", "content": _ANSWER},
+            {"role": "user", "content": _USER},
+        ]
+        ids = chat.render(tokenizer, messages, template)
+        text = tokenizer.decode(ids, skip_special_tokens=False)
+        parts = text.replace(_ANSWER, _USER).split(_USER)
+        if len(parts) != 4:
+            raise UsageError("the chat template rewrites what it is given; give --prompts instead")
+        opening, turn, next_turn, last = (_ids(tokenizer, part) for part in parts)
+        if turn != last or not turn or not next_turn:
+            raise UsageError("the chat template changes from turn to turn and cannot be continued")
+        special = set(tokenizer.all_special_ids)
+        if turn[0] not in special or next_turn[0] not in special:
+            raise UsageError("the chat template ends a slot without a token of its own")
+        return cls(opening, turn, next_turn)
+
+
+def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:
+    encoded: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tuple(encoded)

@@ -1,0 +1,100 @@
+"""Batches of self-written conversations, the same for every draft that trains on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from bench.errors import UsageError
+from bench.training.distill import CARD
+
+
+@dataclass(frozen=True)
+class Batch:
+    """ids int64 [B, T]; roles bool [B, T], True where the target answered."""
+
+    ids: Tensor
+    roles: Tensor
+
+
+class Shards:
+    """Conversations of one or more folders, grouped by length, on one device.
+
+    Attributes:
+        card: sequences, tokens and hashes, for the cards of what is trained on them.
+    """
+
+    def __init__(self, folders: Sequence[str], held_out: int, device: torch.device) -> None:
+        """`held_out` sequences of each length are kept for `held`. UsageError without data."""
+        groups: dict[int, list[dict[str, Tensor]]] = {}
+        cards = [_card(Path(folder)) for folder in folders]
+        for folder, card in zip(folders, cards, strict=True):
+            for shard in card["shards"]:
+                tensors = load_file(Path(folder) / shard["file"])
+                groups.setdefault(tensors["ids"].shape[1], []).append(tensors)
+        self._train: list[Batch] = []
+        self._held: list[Batch] = []
+        for length in sorted(groups):
+            ids = torch.cat([shard["ids"] for shard in groups[length]]).to(device)
+            roles = torch.cat([shard["roles"] for shard in groups[length]]).to(device).bool()
+            if len(ids) <= held_out:
+                raise UsageError(f"{len(ids)} sequences cannot spare {held_out}; write more data")
+            self._held.append(Batch(ids[-held_out:], roles[-held_out:]))
+            self._train.append(Batch(ids[:-held_out], roles[:-held_out]))
+        self.card = {
+            "sequences": sum(card["sequences"] for card in cards),
+            "answer_tokens": sum(card["answer_tokens"] for card in cards),
+            "sha256": hashlib.sha256(json.dumps(cards, sort_keys=True).encode()).hexdigest(),
+            "settings": [card["settings"] for card in cards],
+        }
+        self.target = {card["target"] for card in cards}
+
+    def schedule(self, tokens: int, seed: int, epoch: int) -> list[tuple[int, Tensor]]:
+        """(group, rows) of every batch of about `tokens` tokens, in an order that `seed` and
+        `epoch` give."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        batches = []
+        for group, data in enumerate(self._train):
+            size = max(tokens // data.ids.shape[1], 1)
+            order = torch.randperm(len(data.ids), generator=generator)
+            batches += [(group, rows) for rows in torch.split(order, size) if len(rows) == size]
+        if not batches:
+            raise UsageError(f"not one batch of {tokens} tokens in the data; write more of it")
+        shuffled = torch.randperm(len(batches), generator=generator).tolist()
+        return [batches[i] for i in shuffled]
+
+    def batch(self, group: int, rows: Tensor) -> Batch:
+        data = self._train[group]
+        rows = rows.to(data.ids.device)
+        return Batch(data.ids[rows].long(), data.roles[rows])
+
+    def held(self, size: int) -> list[Batch]:
+        """The held-out sequences in batches of at most `size`."""
+        return [
+            Batch(data.ids[rows].long(), data.roles[rows])
+            for data in self._held
+            for rows in torch.split(torch.arange(len(data.ids)), size)
+        ]
+
+    def frequent(self, vocabulary: int, size: int) -> Tensor:
+        """int64 [V']: the `size` most frequent answer tokens, the most frequent first."""
+        counts = torch.zeros(vocabulary, dtype=torch.long, device=self._train[0].ids.device)
+        for data in self._train:
+            counts += torch.bincount(data.ids[data.roles], minlength=vocabulary)
+        return counts.argsort(descending=True, stable=True)[:size].cpu()
+
+
+def _card(folder: Path) -> dict[str, Any]:
+    try:
+        card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UsageError(f"{folder} holds no data card; run python -m chimera.distill") from None
+    return card

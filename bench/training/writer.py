@@ -1,0 +1,289 @@
+"""A batched generator in which the target writes whole conversations, users' turns too.
+
+Every sequence of a batch is at the same row, so that a step is dense: one token each, no padding,
+attention over the live rows of one static cache. What a sequence does at a row is a small state
+machine on the device: it samples a user's words, copies the template's tokens or answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AttentionInterface
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from bench.training.conversations import Conversation
+
+USER, TURN, ANSWER, NEXT, DONE = range(5)  # what a sequence is writing
+BLOCK = 64  # rows by which the live part of the cache grows
+ATTENTION = "chimera_batch_decode"
+
+
+@dataclass(frozen=True)
+class WriterSettings:
+    """How conversations are written.
+
+    Attributes:
+        batch: sequences at a time.
+        length: tokens of a sequence, T.
+        user_tokens: a user's turn that does not end by itself before is cut and its answer not
+            kept.
+        temperature, min_p: of the user's words (min-p: arXiv 2407.01082).
+        answer_temperature: 0 for greedy answers.
+    """
+
+    batch: int = 1024
+    length: int = 448
+    user_tokens: int = 96
+    temperature: float = 1.0
+    min_p: float = 0.04
+    answer_temperature: float = 0.0
+
+
+class BatchCache(Cache):
+    """Static keys and values [B, kv_heads, T, head_dim] of every layer, written at one row."""
+
+    def __init__(self, config: Any, batch: int, rows: int, model: Any) -> None:
+        self.row = torch.zeros(1, dtype=torch.long, device=model.device)
+        self.live = rows
+        heads = config.num_attention_heads
+        shape = (
+            batch,
+            getattr(config, "num_key_value_heads", None) or heads,
+            rows,
+            getattr(config, "head_dim", None) or config.hidden_size // heads,
+        )
+        options = {"dtype": model.dtype, "device": model.device}
+        layers = [_BatchLayer(self, shape, options) for _ in range(config.num_hidden_layers)]
+        super().__init__(layers=layers)
+
+
+class _BatchLayer(CacheLayerMixin):
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, cache: BatchCache, shape: tuple[int, ...], options: dict[str, Any]) -> None:
+        super().__init__()
+        self._cache = cache
+        self.keys, self.values = (torch.zeros(shape, **options) for _ in range(2))
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to do."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        row, live = self._cache.row, self._cache.live
+        self.keys.index_copy_(2, row, key_states)
+        self.values.index_copy_(2, row, value_states)
+        return self.keys[:, :, :live], self.values[:, :, :live]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self._cache.live, 0
+
+    def get_seq_length(self) -> int:
+        return 0
+
+    def get_max_length(self) -> int:
+        return self.keys.shape[2]
+
+
+def _attend(
+    _module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **_kwargs: object,
+) -> tuple[Tensor, None]:
+    """One query a sequence; the queries of a key head become its rows, so that keys are read once.
+
+    query: [B, heads, 1, D]; key, value: [B, kv_heads, rows, D]; mask: [1, 1, 1, rows].
+    """
+    batch, heads, _, size = query.shape
+    grouped = query.view(batch, key.shape[1], heads // key.shape[1], size)
+    out = F.scaled_dot_product_attention(
+        grouped, key, value, attn_mask=attention_mask, scale=scaling
+    )
+    return out.reshape(batch, 1, heads, size), None
+
+
+class Writer:
+    """Writes batches of conversations with one causal LM."""
+
+    def __init__(
+        self,
+        model: Any,
+        conversation: Conversation,
+        settings: WriterSettings,
+        generator: torch.Generator,
+    ) -> None:
+        """`generator` lives on the model's device and is the only source of randomness."""
+        self.model = model
+        self.settings = settings
+        self.conversation = conversation
+        self._generator = generator
+        device, batch = model.device, settings.batch
+        config = model.config.get_text_config()
+        self._cache = BatchCache(config, batch, settings.length, model)
+        self._opening = torch.tensor(conversation.opening, device=device)
+        self._turn = torch.tensor(conversation.turn, device=device)
+        self._next = torch.tensor(conversation.next_turn, device=device)
+        self._ids = torch.zeros(batch, settings.length, dtype=torch.long, device=device)
+        self._roles = torch.zeros(batch, settings.length, dtype=torch.uint8, device=device)
+        self._mode, self._count, self._turns = (
+            torch.zeros(batch, dtype=torch.long, device=device) for _ in range(3)
+        )
+        self._kept = torch.ones(batch, dtype=torch.bool, device=device)
+        self._prompts: Tensor | None = None  # [B, turns, P], -1 behind each prompt's end
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        AttentionInterface.register(ATTENTION, _attend)
+
+    @torch.inference_mode()
+    def write(self, prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(ids int64 [B, T], roles uint8 [B, T]: 1 where the target answered a kept prompt).
+
+        Args:
+            prompts: int64 [B, turns, P], -1 behind each prompt's end; sampled where None.
+        """
+        self._start(prompts)
+        usual = self.model.config._attn_implementation
+        self.model.set_attn_implementation(ATTENTION)
+        try:
+            for row in range(len(self.conversation.opening) - 1, self.settings.length - 1):
+                live = min(-(-(row + 1) // BLOCK) * BLOCK, self.settings.length)
+                self._run(live)
+        finally:
+            self.model.set_attn_implementation(usual)
+        return self._ids.clone(), self._roles.clone()
+
+    def _start(self, prompts: Tensor | None) -> None:
+        """The opening is the same for all: run once, copied to every sequence."""
+        if prompts is not None:
+            self._prompts = prompts.to(self.model.device)
+            self._graphs.clear()  # they read the prompts before these
+        opening = self._opening
+        known = self.model.base_model(input_ids=opening[None], use_cache=True).past_key_values
+        for layer, source in zip(self._cache.layers, known.layers, strict=True):
+            layer.keys[:, :, : len(opening)] = source.keys
+            layer.values[:, :, : len(opening)] = source.values
+        self._ids.zero_()
+        self._roles.zero_()
+        self._ids[:, : len(opening)] = opening
+        self._cache.row.fill_(len(opening) - 1)
+        self._mode.fill_(USER)
+        self._count.zero_()
+        self._turns.zero_()
+        self._kept.fill_(True)
+
+    def _run(self, live: int) -> None:
+        """One step; on a GPU captured once for every number of live rows."""
+        self._cache.live = live
+        if self.model.device.type != "cuda":
+            self._step()
+            return
+        if live not in self._graphs:
+            self._graphs[live] = self._capture(self._step)
+        self._graphs[live].replay()
+
+    def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+        state = [self._cache.row, self._ids, self._roles, self._mode, self._count]
+        state += [self._turns, self._kept]
+        before = [tensor.clone() for tensor in state]
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # warm-up, undone below
+            step()
+        torch.cuda.current_stream().wait_stream(stream)
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self._generator)
+        with torch.cuda.graph(graph):
+            step()
+        return graph
+
+    def _step(self) -> None:
+        """Run the tokens at `row` and write those of the next row."""
+        row, live = self._cache.row, self._cache.live
+        rows = torch.arange(live, device=row.device)
+        mask = torch.where(rows <= row, 0.0, -torch.inf).to(self.model.dtype)[None, None, None]
+        output = self.model(
+            input_ids=self._ids.index_select(1, row),
+            position_ids=row[None].expand(self.settings.batch, 1),
+            attention_mask=mask,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        token, role = self._advance(output.logits[:, -1])
+        row.add_(1)
+        self._ids.index_copy_(1, row, token[:, None])
+        self._roles.index_copy_(1, row, role[:, None])
+
+    def _advance(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """(next token, role) [B] of every sequence, and its next state."""
+        mode, count = self._mode, self._count
+        turn, after = self._turn, self._next
+        words, ended, cut = self._user_words(logits)
+        answer = self._answer(logits)
+        in_turn = turn[count.clamp(max=len(turn) - 1)]
+        in_next = after[count.clamp(max=len(after) - 1)]
+        token = torch.where(mode == USER, words, torch.where(mode == ANSWER, answer, 0))
+        token = torch.where(mode == TURN, in_turn, torch.where(mode == NEXT, in_next, token))
+        role = ((mode == ANSWER) & self._kept).to(torch.uint8)
+        # A slot's last token is the first of the template's part behind it.
+        moves = (
+            (USER, ended, TURN, 1),
+            (TURN, count + 1 >= len(turn), ANSWER, 0),
+            (ANSWER, answer == after[0], NEXT, 1),
+            (NEXT, count + 1 >= len(after), USER, 0),
+        )
+        new_mode, new_count = mode.clone(), count + 1
+        for at, leaves, to, first in moves:
+            here = (mode == at) & leaves
+            new_mode = torch.where(here, to, new_mode)
+            new_count = torch.where(here, first, new_count)
+        answered = (mode == ANSWER) & (answer == after[0])
+        self._turns.add_(answered)
+        if self._prompts is not None:
+            given = (self._prompts[..., 0] >= 0).sum(dim=1)  # turns
+            new_mode = torch.where(self._turns >= given, DONE, new_mode)
+        self._kept.copy_(torch.where(mode == USER, ~cut, self._kept))
+        self._mode.copy_(new_mode)
+        self._count.copy_(new_count)
+        return token, role
+
+    def _user_words(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(token, whether it ends the slot, whether the slot was cut short), each [B]."""
+        end = self.conversation.turn[0]
+        if self._prompts is not None:
+            turns, room = self._prompts.shape[1:]
+            at = self._turns.clamp(max=turns - 1)
+            rest = self._prompts[torch.arange(len(at), device=at.device), at]
+            given = rest.gather(1, self._count.clamp(max=room - 1)[:, None]).squeeze(1)
+            ended = (given < 0) | (self._count >= room)
+            return torch.where(ended, end, given), ended, torch.zeros_like(ended)
+        scores = logits.float() / self.settings.temperature
+        scores[:, end] = scores[:, end].masked_fill(self._count == 0, -torch.inf)
+        floor = scores.amax(dim=-1, keepdim=True) + math.log(self.settings.min_p)
+        word = self._draw(scores.masked_fill(scores < floor, -torch.inf))
+        cut = (self._count + 1 >= self.settings.user_tokens) & (word != end)
+        word = torch.where(cut, end, word)
+        return word, word == end, cut
+
+    def _answer(self, logits: Tensor) -> Tensor:
+        if self.settings.answer_temperature == 0:
+            return logits.argmax(dim=-1)
+        return self._draw(logits.float() / self.settings.answer_temperature)
+
+    def _draw(self, scores: Tensor) -> Tensor:
+        """One token a row with probability softmax(scores): the Gumbel-max trick."""
+        noise = torch.empty_like(scores).exponential_(generator=self._generator).log_()
+        return (scores - noise).argmax(dim=-1)

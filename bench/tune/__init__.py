@@ -1,0 +1,1 @@
+"""Choosing parameters by measurement: python -m bench.tune."""

@@ -1,0 +1,167 @@
+"""The badge of a row: what its audit has shown of it, and no more.
+
+A method earns "lossless: verified" by its outputs or by what it draws, never by its own word:
+
+- "lossy": the method changes the output by design and is not held to the reference.
+- "not audited": there is no `audit.json`, it is of older records, it compared nothing of the row,
+  or the row samples and no distribution was tested.
+- "defects": an output differs and no tie explains it; or a diverging prompt decoded again in
+  float32 differs there; or the distribution test failed.
+- "audited in part": nothing was found, but prompts of some records could not be found again, or
+  fewer than 1,000 tokens were drawn.
+- greedy, float32: "lossless: verified (N answers)" where every answer equals the reference's, or
+  differs first where both choices are within 1e-3 and agrees in float64.
+- greedy, half precision: the same where every answer is equal; "lossless: verified, ties in bf16"
+  (or fp16) where the differences are within the precision's noise and the diverging prompts that
+  were decoded again in float32, all or at least 8, are all equal there; otherwise "lossless: ties
+  only".
+- sampling: "lossless: verified (N tokens)" where the distribution test passed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from reports.measures.metrics import NAME, Definitions
+
+if TYPE_CHECKING:
+    from reports.page.tables import Page, Row
+
+AUDITED = "audited"
+RERUNS = 8  # diverging prompts to decode again, where there are so many
+TOKENS = 1000  # to draw
+COMMAND = "python -m bench.audit"
+SHORT = {"bfloat16": "bf16", "float16": "fp16"}
+
+Entry = Mapping[str, Any]  # a row of audit.json
+
+
+class Badge(NamedTuple):
+    """`kind` is "good", "plain", "warn" or "bad"; `why` one sentence without a full stop."""
+
+    text: str
+    kind: str
+    why: str
+
+
+DEFINITIONS: Definitions = (
+    (
+        "Badge",
+        "what the audit has shown of a row. Verified: in float32 every answer has the reference's "
+        "ids, or differs first where both choices are closer than 1e-3 and agrees in float64; in "
+        "half precision every answer is equal, or differs within the precision's noise and the "
+        "diverging prompts decoded again in float32 (all of them, or at least 8) agree there; when "
+        "sampling, the distribution test passed on at least 1,000 tokens. Ties only: differences "
+        "are within the noise and too little was decoded again. Not audited: no audit of these "
+        "records, or none of this row.",
+    ),
+    (
+        "Float32 reruns",
+        "the method and the reference decode diverging prompts of a half-precision row again in "
+        "float32, those with the largest gap first and at most as many as is stated; equal means "
+        "that precision alone made them differ.",
+    ),
+    (
+        "Distribution test",
+        "answers are drawn in float32 to the run's two shortest prompts, each alone and with the "
+        "reference's answer and itself behind it (so that drafts are accepted), and each token is "
+        "held against the target's exact distribution behind the tokens before it: with tokens in "
+        "order of falling probability, its place on the scale of cumulated probability (drawn at "
+        "random within the token's own share) is uniform if the sampler is right. Chi-square over "
+        "10 equal cells, corrected by Holm's method over all samplers of the run, at level 0.001.",
+    ),
+    (
+        "Agreement",
+        "of a lossy method: the mean share of an answer up to the first id that differs from the "
+        "reference's of the same turn and repeat, of the longer of the two answers. Where answers "
+        "are sampled, two of the reference's own repeats agree as little as is stated beside it.",
+    ),
+    (
+        "Perplexity",
+        "of a lossy method's answers under the target: exp of the mean negative log-probability "
+        "of a token at temperature 1, over all tokens, in the run's precision; beside it that of "
+        "the reference's answers to the same prompts. Lower is likelier text and not better text: "
+        "loops score low.",
+    ),
+)
+
+
+def badge(page: Page, row: Row) -> Badge:
+    """The badge of a table's row, which needs the columns of `metrics.NAME` and the facts
+    `reference` and `lossy`."""
+    run = next(run for run in page.runs if run.name == row["run"])
+    if row["lossy"]:
+        return Badge("lossy", "warn", "it changes the output by design")
+    key = [row[name] for name in NAME[1:]]
+    entry = next((e for e in run.audited if [e[name] for name in NAME[1:]] == key), None)
+    if row["reference"] and not (entry and defective(entry)):
+        return Badge("reference", "plain", "what the others are held against")
+    if run.audit != AUDITED:
+        why = run.audit if run.audit != "not audited" else "the run holds no audit"
+        return Badge("not audited", "plain", f"{why}; run {COMMAND}")
+    if entry is None:
+        what = f"its distribution was not tested; run {COMMAND}"
+        greedy = "no answer of it has the reference's beside it"
+        return Badge("not audited", "plain", what if row["temperature"] else greedy)
+    return _sampling(entry) if row["temperature"] else _greedy(entry)
+
+
+def defective(entry: Entry) -> bool:
+    """Whether an audit's row shows anything wrong: its answers, their reruns or its draws."""
+    refused = (entry.get("sampling") or {}).get("passed") is False
+    return bool(entry["defects"] or (entry.get("reruns") or {}).get("defects") or refused)
+
+
+def _greedy(entry: Entry) -> Badge:
+    compared, ties, defects = (entry[name] for name in ("compared", "ties", "defects"))
+    reruns = entry.get("reruns") or {}
+    if defects:
+        return Badge("defects", "bad", f"{_answers(defects, compared)} differ without a tie")
+    if reruns.get("defects"):
+        why = f"{reruns['defects']} of {_prompts(reruns)} differ in float32 too"
+        return Badge("defects", "bad", why)
+    if not compared:
+        return Badge("not audited", "plain", "no answer was compared")
+    if entry.get("left_out"):
+        why = f"{entry['left_out']} answers left out: their prompts could not be found again"
+        return Badge("audited in part", "plain", why)
+    verified = f"lossless: verified ({compared:,} answers)"
+    if not ties:
+        return Badge(verified, "good", "all ids equal the reference's")
+    if entry["dtype"] == "float32":
+        why = f"{_answers(ties, compared)} differ at a near tie and agree in float64"
+        return Badge(verified, "good", why)
+    short = SHORT.get(entry["dtype"], entry["dtype"])
+    tied = f"{_answers(ties, compared)} differ within the noise of {short}"
+    done = reruns.get("rerun", 0)
+    same = done and reruns["equal"] + reruns["ties"] == done
+    if not same or done < min(RERUNS, reruns["prompts"]):
+        again = f"; {reruns['failed']} reruns failed" if reruns.get("failed") else ""
+        return Badge("lossless: ties only", "plain", f"{tied}{again}; run {COMMAND}")
+    why = f"{tied}; {_prompts(reruns)} were decoded again in float32 and agree"
+    return Badge(f"lossless: verified, ties in {short}", "good", why)
+
+
+def _sampling(entry: Entry) -> Badge:
+    test = entry.get("sampling")
+    if not test or test.get("passed") is None:
+        why = (test or {}).get("error") or f"its distribution was not tested; run {COMMAND}"
+        return Badge("not audited", "plain", why)
+    result = f"corrected p = {test['p_holm']:.2g} over {test['tokens']:,} tokens in {test['dtype']}"
+    if not test["passed"]:
+        return Badge("defects", "bad", f"what it draws does not follow the target: {result}")
+    why = f"what it draws follows the target: {result}"
+    if test.get("accepted_length"):
+        why += f", {test['accepted_length']:.2f} a step"
+    if test["tokens"] < TOKENS:
+        return Badge("audited in part", "plain", f"{why}; {TOKENS:,} tokens earn a badge")
+    return Badge(f"lossless: verified ({test['tokens']:,} tokens)", "good", why)
+
+
+def _answers(count: int, whole: int) -> str:
+    return f"{count:,} of {whole:,} answers"
+
+
+def _prompts(reruns: Mapping[str, Any]) -> str:
+    return f"{reruns['rerun']} of {reruns['prompts']} diverging prompts"

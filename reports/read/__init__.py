@@ -1,0 +1,1 @@
+"""From record folders to checked tables."""

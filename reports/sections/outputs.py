@@ -1,0 +1,126 @@
+"""The section on whether methods give the reference's token ids, and what lossy ones are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pandas as pd
+
+from reports.measures import metrics
+from reports.page import badges
+from reports.page.columns import Detailed, words
+from reports.page.tables import (
+    NONE,
+    Cell,
+    Column,
+    Head,
+    Page,
+    Row,
+    Section,
+    Table,
+    Tag,
+    column,
+    counted,
+    figure,
+    number,
+    percent,
+    tables,
+    text,
+)
+
+EXAMPLES = 20  # of unequal outputs on the page
+
+
+def section(page: Page) -> Section:
+    rows = metrics.matches(page.records, page.audited)
+    columns = [
+        Badged("Badge", "badge", lambda row: row["badge"].why, numeric=False),
+        column("Match rate", "match_rate", percent),
+        figure("Compared", "compared", "{:,.0f}"),
+        figure("Equal", "equal", "{:,.0f}"),
+        figure("Ties", "ties", "{:,.0f}"),
+        figure("Defects", "defects", "{:,.0f}"),
+    ]
+    if len(rows):
+        lines = rows.to_dict("records")
+        rows["badge"] = pd.Series([badges.badge(page, row) for row in lines], dtype=object)
+        columns += [one for one in _PROOFS if rows[one.key].notna().any()]
+    return Section(
+        "matches",
+        "Same output",
+        "Whether a method gives the reference's token ids, and why not where it does not.",
+        tables=[
+            *tables(page, "Outputs compared with the reference's", rows, columns),
+            *_differences(page),
+        ],
+        definitions=(*metrics.MATCHES, *badges.DEFINITIONS),
+        empty="No good records of any method beside the reference.",
+        records=int(page.records["ok"].sum()),
+    )
+
+
+class Badged(Column):
+    """A column of badges, each with its reason below."""
+
+    def cell(self, row: Row) -> Cell:
+        badge = row[self.key]
+        mark = Tag(badge.text, badge.kind, why=badge.why)
+        return Cell("", badge.text, detail=badge.why, tags=[mark])
+
+
+def _reruns(row: Row) -> str:
+    found = row["reruns"]
+    if not isinstance(found, Mapping):
+        return NONE
+    return f"{found.get('equal', 0)} equal of {found.get('rerun', 0)}"
+
+
+def _sampled(row: Row) -> str:
+    found = row["sampling"]
+    if not isinstance(found, Mapping) or found.get("p_holm") is None:
+        return NONE
+    return f"p = {found['p_holm']:.2g}"
+
+
+_PROOFS = (
+    words("Float32 reruns", _reruns, "reruns"),
+    words("Distribution test", _sampled, "sampling"),
+    Detailed(
+        "Agreement",
+        "agreement",
+        lambda row: percent(row["agreement"]),
+        below=lambda row: _beside(percent(row["reference_agreement"])),
+    ),
+    Detailed(
+        "Perplexity",
+        "perplexity",
+        lambda row: number(row["perplexity"], "{:.2f}"),
+        below=lambda row: _beside(number(row["reference_perplexity"], "{:.2f}")),
+    ),
+)
+
+
+def _beside(figure: str) -> str:
+    return "" if figure == NONE else f"reference {figure}"
+
+
+def _differences(page: Page) -> list[Table]:
+    """Where outputs first differ, defects before ties."""
+    rows = page.audited.to_dict("records")
+    found = [{**row, **example} for row in rows for example in row["examples"] or ()]
+    found.sort(key=lambda example: str(example["verdict"]))
+    if not found:
+        return []
+    names = ("model", "dataset", "label", "prompt_id", "verdict")
+    numbers = ("turn", "repeat", "position", "gap")
+    heads = [Head(name) for name in ("Model", "Question set", "Method", "Question", "Verdict")]
+    heads += [Head(name, True) for name in ("Turn", "Repeat", "Position", "Gap of logits")]
+    lines = [
+        [
+            *(Cell(text(example[name]), text(example[name])) for name in names),
+            *(Cell(number(example[name], "{:.3g}"), example[name]) for name in numbers),
+        ]
+        for example in found[:EXAMPLES]
+    ]
+    caption = f"First differences: {len(lines)} of the audit's {counted(len(found), 'example')}"
+    return [Table(caption, heads, lines)]
