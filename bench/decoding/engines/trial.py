@@ -90,8 +90,9 @@ def _varying(target: TargetModel, tree: TokenTree, found: Tensor) -> str | None:
     path = tree.topology.ancestors[-1].nonzero().squeeze(1).tolist()
     root = Topology.of([-1], target.device)
     for depth, node in enumerate(path):
-        step = target.forward(target.pad(TokenTree(tree.tokens[node : node + 1], root)))
-        if not torch.equal(step.logits[0], found[node]):
+        token = tree.tokens[node : node + 1]
+        padded = target.pad(TokenTree(token, root))
+        if not torch.equal(target.forward(padded).logits[0], found[node]):
             return f"the logits {depth} levels down are not those of one token at a time"
-        target.commit_root()
+        target.commit_root(target.keep_root(padded, token))
     return None

@@ -155,7 +155,7 @@ def _stages(x: Tensor, numbers: int) -> int:
     return max(room // (numbers * x.itemsize), 1)
 
 
-def parts(x: Tensor, weight: Tensor, fixed: bool) -> Tensor:
+def parts(x: Tensor, weight: Tensor, fixed: bool = False) -> Tensor:
     if x.shape[0] > shapes.FEW and not fixed:
         return torch.mm(x, weight.t())[None]
     return stream(x, weight, split=True, fixed=fixed)
