@@ -20,8 +20,9 @@ from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.errors import UsageError
 from bench.records.__main__ import main as check_records
-from bench.records.costs import COSTS, ENGINE, FORWARD, STEP, check, latest, read, violations
+from bench.records.costs import COSTS, ENGINE, FORWARD, STEP, latest, read, violations
 from bench.records.runs import REFERENCE, Record
+from bench.records.validation import check
 from bench.run.methods import discover, method, resolve
 from bench.run.runner import run_turn
 from bench.targets import registry as targets

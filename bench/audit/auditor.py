@@ -20,7 +20,8 @@ from bench.audit.redecoding import Redecoder
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.errors import UsageError
-from bench.records.runs import REFERENCE, STOCK_ENGINE, Record, digest, label
+from bench.files import canonical_sha256
+from bench.records.runs import REFERENCE, STOCK_ENGINE, Record, label
 from bench.run.methods import Method
 from bench.run.runner import Turn
 from bench.targets.registry import Loaded
@@ -275,7 +276,7 @@ class Auditor:
         """An answer, the law of each of its n tokens [n, V], and their ids [n]."""
         name = label(record["method"], record["params"])
         temperature, top_k, top_p = (record[n] for n in ("temperature", "top_k", "top_p"))
-        seed = int(digest([self.depth.seed, name, temperature, number])[:12], 16)
+        seed = int(canonical_sha256([self.depth.seed, name, temperature, number])[:12], 16)
         generator = torch.Generator(target.device).manual_seed(seed)
         sampling = Sampling(temperature, top_k or 0, top_p or 1.0, generator)
         _, budget = self._answers(record)

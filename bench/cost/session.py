@@ -21,6 +21,7 @@ from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
 from bench.errors import UsageError
+from bench.files import canonical_sha256
 from bench.records.costs import (
     ENGINE,
     FORWARD,
@@ -33,7 +34,7 @@ from bench.records.costs import (
     key,
     ok,
 )
-from bench.records.runs import Record, digest
+from bench.records.runs import Record
 from bench.run.grid import PACKAGE
 from bench.run.methods import Method
 from bench.run.runner import Turn, run_turn
@@ -263,7 +264,7 @@ class CostSession:
         return order
 
     def _random(self, *place: object) -> random.Random:
-        return random.Random(digest([self.config.seed, *place]))
+        return random.Random(canonical_sha256([self.config.seed, *place]))
 
     # Steps
 

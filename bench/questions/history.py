@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.errors import UsageError
+from bench.files import canonical_sha256
 from bench.questions import chat
 from bench.questions.sets import Questions
-from bench.records.runs import digest
 from bench.targets.registry import Loaded
 
 FILE = "history.jsonl"
@@ -47,7 +47,7 @@ class Prompt:
     @property
     def sha256(self) -> str:
         """Of the token ids."""
-        return digest(list(self.ids))
+        return canonical_sha256(list(self.ids))
 
 
 def read(text: str, origin: str) -> Answers:
@@ -107,7 +107,7 @@ def prompts(
         for turn, text in enumerate(chosen, start=1):
             messages.append({"role": "user", "content": text})
             ids = () if failed else tuple(_render(loaded, messages))
-            history = digest(said) if said else None
+            history = canonical_sha256(said) if said else None
             prompt = Prompt(
                 dataset=questions.name,
                 dataset_sha256=questions.sha256,

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from bench import cli as settings
 from bench.errors import UsageError
+from bench.files import canonical_sha256
 from bench.questions import sets as prompts
 from bench.questions.sets import Questions
 from bench.records import runs as records
 from bench.records import tuned
-from bench.records.runs import RunFolder, digest
+from bench.records.runs import RunFolder
 from bench.run.config import RunConfig, resolve
 
 if TYPE_CHECKING:
@@ -219,7 +220,7 @@ def folder_name(models: Sequence[str], facts: object) -> str:
     """The first model, how many there are besides, and a hash of all that makes the run."""
     first = models[0].replace(":", "-").replace("/", "-")
     more = f"-and-{len(models) - 1}-more" if len(models) > 1 else ""
-    return f"{first}{more}-{digest(facts)[:8]}"
+    return f"{first}{more}-{canonical_sha256(facts)[:8]}"
 
 
 def _listing(config: RunConfig) -> str:

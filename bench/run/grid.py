@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from bench.files import canonical_sha256
 from bench.questions.history import Prompt
-from bench.records.runs import digest
 from bench.run.methods import Method
 
 PACKAGE = "chimera-bench"
@@ -43,12 +43,12 @@ class Cell:
 
     @property
     def id(self) -> str:
-        return digest(asdict(self))
+        return canonical_sha256(asdict(self))
 
     def key(self, prompt: Prompt | None) -> str:
         """The resume key of one turn; of the whole cell where it cannot run (`prompt` None)."""
         turn = prompt and [prompt.prompt_id, prompt.turn, prompt.sha256, prompt.history]
-        return digest([asdict(self), turn, version(PACKAGE)])
+        return canonical_sha256([asdict(self), turn, version(PACKAGE)])
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,13 @@ def slots(
             for temperature in temperatures:
                 place = [seed, prompt.dataset, prompt.prompt_id, prompt.turn, repeat, temperature]
                 order = list(methods)
-                random.Random(digest(place)).shuffle(order)
+                random.Random(canonical_sha256(place)).shuffle(order)
                 for method in order:
                     yield Slot(prompt, repeat, temperature, method)
 
 
 def generator_seed(seed: int, prompt: Prompt, repeat: int) -> int:
     """Seed of one turn's sampling: the same for every method, another for every repeat."""
-    return int(digest([seed, prompt.dataset, prompt.prompt_id, prompt.turn, repeat])[:12], 16)
+    return int(
+        canonical_sha256([seed, prompt.dataset, prompt.prompt_id, prompt.turn, repeat])[:12], 16
+    )
