@@ -127,7 +127,7 @@ class Study:
         with CostFolder(self.folder) as folder:
             text = settings.dump(self.config, self.provenance)
             now = environment.collect(self.config.device, {"dtype": self.config.dtype})
-            environment.stamp(folder, SETTINGS, text, now)
+            folder.stamp(SETTINGS, text, now)
             self._measure(folder)
             failed = [record for record in latest(read(folder.path)) if record["error"]]
         print(f"costs: {folder.path}", file=sys.stderr)

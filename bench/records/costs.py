@@ -33,7 +33,7 @@ from bench.records.schema import (
 SCHEMA = "1.1"  # major.minor: readers accept every minor version of their major
 COSTS = "costs.jsonl"
 SETTINGS = "cost.yaml"
-COMPANIONS = (SETTINGS, "environment.json")  # the other files of a study's folder
+COMPANIONS = (SETTINGS, journal.ENVIRONMENT)  # the other files of a study's folder
 
 ENGINE, FORWARD, STEP = "engine", "forward", "step"  # kinds of record
 

@@ -12,18 +12,20 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO, NoReturn, Self, cast
+from typing import Any, BinaryIO, NoReturn, Self, cast
 
 from filelock import FileLock, Timeout
 
 from bench import files
+from bench.environment import changed
 from bench.errors import UsageError
 from bench.records.schema import VERSION, Record, version
 
+ENVIRONMENT = "environment.json"  # a folder's provenance
 ARCHIVED = ".gz"  # suffix of a file that is packed and read-only
 
 
@@ -239,11 +241,6 @@ class Folder:
         if record["status"] == "ok":
             self._done.add(key)
 
-    @property
-    def begun(self) -> bool:
-        """Whether there is any record."""
-        return bool(self._newest)
-
     def done(self) -> set[str]:
         """The keys of ok records."""
         return set(self._done)
@@ -256,6 +253,26 @@ class Folder:
             raise UsageError(
                 f"cannot write {self.path / name} ({error.strerror}); make room and run again"
             ) from None
+
+    def stamp(self, name: str, settings: str, environment: Mapping[str, Any]) -> None:
+        """Writes the settings as the file `name`, and environment.json.
+
+        UsageError where the folder holds records of other settings or of another environment.
+        """
+        known, before = self.read(name), self.read(ENVIRONMENT)
+        if known not in (None, settings):
+            raise UsageError(
+                f"{self.path} holds a run of other settings (see its {name}); choose another --out"
+            )
+        if before is not None and self._newest:
+            difference = changed(json.loads(before), json.loads(json.dumps(environment)))
+            if difference:
+                raise UsageError(
+                    f"{self.path} was recorded with another {difference}; choose another --out"
+                )
+        elif known is None or before is None or json.loads(before) != environment:
+            self.write_once(ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
+        self.write_once(name, settings)
 
     def read(self, name: str) -> str | None:
         """The text of a file in the folder; None where there is none."""

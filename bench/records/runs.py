@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 SCHEMA = "1.1"  # major.minor: readers accept every minor version of their major
 RECORDS = "records.jsonl"
 AUDIT = "audit.json"
-COMPANIONS = ("run.yaml", "environment.json", "history.jsonl")  # the other files of a run folder
+COMPANIONS = ("run.yaml", journal.ENVIRONMENT, "history.jsonl")  # the other files of a run folder
 
 
 # The schema

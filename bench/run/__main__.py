@@ -207,7 +207,7 @@ class Plan:
         now = environment.collect(
             self.config.device, {"datasets": self.provenance["datasets"], "dtype": str(self.dtype)}
         )
-        environment.stamp(folder, "run.yaml", text, now)
+        folder.stamp("run.yaml", text, now)
         if self.shelf and self.shelf.text:
             folder.write_once(tuned.FILE, self.shelf.text)
         if self.config.history and folder.read(history.FILE) is None:
