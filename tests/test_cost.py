@@ -12,7 +12,8 @@ import torch
 
 from baselines.medusa import published as medusa_layouts
 from bench.cli import Parser, add_arguments
-from bench.cost.__main__ import CostConfig, main
+from bench.cost.__main__ import main
+from bench.cost.config import CostConfig
 from bench.cost.device import bandwidth, facts, timed
 from bench.decoding.decoder import Block, Decoder
 from bench.decoding.engines import trial as engines

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from bench.cli import without_paths
+from bench.cost.config import CostConfig
 from bench.cost.device import Bandwidth, facts, shortage, timed
 from bench.decoding.decoder import Decoder, TargetInfo
 from bench.decoding.drafts.checkpoint import RANDOM
@@ -20,7 +21,7 @@ from bench.decoding.engines import trial as engines
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
-from bench.errors import UsageError
+from bench.errors import UsageError, one_line
 from bench.files import canonical_sha256
 from bench.records.costs import (
     ENGINE,
@@ -40,9 +41,6 @@ from bench.run.methods import Method
 from bench.run.runner import Turn, run_turn
 from bench.targets import registry as targets
 from bench.targets.registry import Target
-
-if TYPE_CHECKING:
-    from bench.cost.__main__ import CostConfig
 
 WARM_UP = 3  # forwards at each width before any is timed
 
@@ -270,47 +268,47 @@ class CostSession:
 
     def _steps(self, target: TargetModel, jobs: Sequence[Job]) -> None:
         methods = {job.method.label: job.method for job in jobs if job.method is not None}
-        rows = {name: _Row.build(method, target) for name, method in methods.items()}
+        prepared = {name: _PreparedMethod.build(method, target) for name, method in methods.items()}
         contexts = list(dict.fromkeys(job.identity["context"] for job in jobs))
-        widths = [row.decoder.width for row in rows.values() if row.decoder is not None]
+        widths = [p.decoder.width for p in prepared.values() if p.decoder is not None]
         if widths:  # all of it now: an engine that has to grow starts anew
             longest = min(max(contexts) + self.config.max_new_tokens, target.max_positions)
             target.reserve(longest + max(widths))
         for context in contexts:
-            running: list[tuple[Job, _Row]] = []
+            running: list[tuple[Job, _PreparedMethod]] = []
             for job in (job for job in jobs if job.identity["context"] == context):
                 assert job.method is not None
-                row = rows[job.method.label]
-                why = row.failure
-                if row.decoder is not None:  # what failed at another context may run here
+                method = prepared[job.method.label]
+                why = method.failure
+                if method.decoder is not None:  # what failed at another context may run here
                     why = _no_room(target, context + self.config.max_new_tokens)
                 if why is not None:
                     self._fail(job, *why)
                 else:
-                    running.append((job, row))
-            self._turns(target, context, [row for _, row in running])
-            for job, row in running:
-                if row.failure:
-                    self._fail(job, *row.failure)
+                    running.append((job, method))
+            self._turns(target, context, [method for _, method in running])
+            for job, method in running:
+                if method.failure:
+                    self._fail(job, *method.failure)
                 else:
-                    self._keep(job, row.figures())
+                    self._keep(job, method.figures())
 
-    def _turns(self, target: TargetModel, context: int, rows: Sequence[_Row]) -> None:
+    def _turns(self, target: TargetModel, context: int, methods: Sequence[_PreparedMethod]) -> None:
         """Timed turns of every method on the same random prompts, after one that is not timed, each
         with the phase clock and without, in turn first; methods take turns within a repeat, in an
         order of its own."""
-        for row in rows:
-            row.turns, row.quiet, row.failure = [], [], None
+        for method in methods:
+            method.turns, method.quiet, method.failure = [], [], None
         for repeat in range(-1, self.config.turns):
             prompt = self._ids(target, context, repeat)
-            for row in self._shuffled(rows, context, repeat):
+            for method in self._shuffled(methods, context, repeat):
                 for quiet in (False, True) if repeat % 2 else (True, False):
-                    if row.failure is None:
-                        row.run(prompt, self.config.max_new_tokens, repeat < 0, quiet)
+                    if method.failure is None:
+                        method.run(prompt, self.config.max_new_tokens, repeat < 0, quiet)
 
 
 @dataclass
-class _Row:
+class _PreparedMethod:
     """A method at work.
 
     Attributes:
@@ -329,7 +327,7 @@ class _Row:
     quiet: list[Turn] = field(default_factory=list)
 
     @classmethod
-    def build(cls, method: Method, target: TargetModel) -> _Row:
+    def build(cls, method: Method, target: TargetModel) -> _PreparedMethod:
         """With the decoder loaded, or with the reason why not."""
         assert method.decoder is not None
         row = cls()
@@ -386,7 +384,6 @@ def _no_room(target: TargetModel, rows: int) -> tuple[str, str] | None:
 
 
 def _failed(error: Exception) -> tuple[str, str]:
-    """(status, reason): what does not fit is left out, all else is an error."""
-    text = " ".join(str(error).split())
+    """(status, reason): out of memory is skipped, everything else is an error."""
     status = "skipped" if isinstance(error, torch.OutOfMemoryError) else "error"
-    return status, f"{type(error).__name__}: {text}"[:500]
+    return status, one_line(error)
