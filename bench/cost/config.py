@@ -37,7 +37,7 @@ class CostConfig:
     tree: str | None = option(None, "token tree: paper or a file; the weights' own if left out")
     out: str | None = option(
         None,
-        "folder; results/cost-<model>-<hash of settings> if left out",
+        "folder; default results/cost-<model>-<hash of settings>",
         metavar="DIR",
         local=True,
     )

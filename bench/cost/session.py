@@ -46,8 +46,8 @@ WARM_UP = 3  # forwards at each width before any is timed
 
 
 def with_weights(method: Method, target: Target) -> Method:
-    """`method` with the weights that were given or that ship, and with random ones where a draft
-    has neither."""
+    """`method` with the weights that were given or that ship; random weights where a draft has
+    neither."""
     decoder, settings = method.decoder, method.settings
     if decoder is None or not decoder.takes_checkpoint or settings.checkpoint is not None:
         return method
@@ -57,7 +57,7 @@ def with_weights(method: Method, target: Target) -> Method:
 
 
 class Job(NamedTuple):
-    """One measurement to be made; `method` is None where it is of no method."""
+    """One measurement to make; `method` is None for an engine or a forward."""
 
     identity: Record
     method: Method | None = None
@@ -75,7 +75,7 @@ class CostSession:
         device_name: str,
         folder: CostFolder,
     ) -> None:
-        """`config` with device and dtype settled, and `methods` as it names them."""
+        """`config` has device and dtype resolved; `methods` are those that it names."""
         self.config = config
         self.target = target
         self.methods = [with_weights(method, target) for method in methods]
@@ -100,7 +100,7 @@ class CostSession:
         return f"{self.target.name} {self.engine}"
 
     def todo(self) -> list[Job]:
-        """What is not measured yet."""
+        """The measurements that the folder does not have."""
         config = self.config
         jobs = [Job(self._identity(ENGINE))]
         for context in config.contexts:
@@ -131,7 +131,7 @@ class CostSession:
         )
 
     def run(self, jobs: Sequence[Job], speed: Bandwidth, advance: Callable[[], object]) -> None:
-        """Make the measurements, those of `todo`; `advance` is called after each."""
+        """Make the measurements, as `todo` returned them; `advance` is called after each."""
         self._facts = {"copy_bytes_per_s": speed.copy, "read_bytes_per_s": speed.read}
         self._advance = advance
         self._left = list(jobs)
@@ -142,7 +142,7 @@ class CostSession:
             raise
         except Exception as error:
             why = _failed(error)
-        if why is not None:  # one record where it is of the whole engine
+        if why is not None:  # one record where the whole engine failed
             whole = [job for job in self._left if job.identity["kind"] == ENGINE]
             for job in whole or list(self._left):
                 self._fail(job, *why)
@@ -186,7 +186,7 @@ class CostSession:
     # Forwards
 
     def _start(self, target: TargetModel) -> None:
-        """Whatever the engine does once: room for the longest context, a prefill of the shortest
+        """What the engine does once: allocation for the longest context, a prefill of the shortest
         and forwards at every width."""
         config, limit = self.config, target.max_positions
         target.reserve(min(max(config.contexts) + max(config.widths), limit))
@@ -223,9 +223,9 @@ class CostSession:
     def _time(
         self, target: TargetModel, context: int, widths: Sequence[int]
     ) -> dict[int, list[float]]:
-        """Seconds of each forward by width, behind `context` committed rows: nothing is committed.
+        """Seconds of each forward by width, after `context` committed rows; commits nothing.
 
-        Widths take turns within a repeat, in an order of its own, so that drift hits them alike.
+        Widths are interleaved within a repeat, in a new order for each, so that drift affects all.
         """
         seconds: dict[int, list[float]] = {width: [] for width in widths}
         if not widths:
@@ -271,7 +271,7 @@ class CostSession:
         prepared = {name: _PreparedMethod.build(method, target) for name, method in methods.items()}
         contexts = list(dict.fromkeys(job.identity["context"] for job in jobs))
         widths = [p.decoder.width for p in prepared.values() if p.decoder is not None]
-        if widths:  # all of it now: an engine that has to grow starts anew
+        if widths:  # all of it now: an engine that has to grow captures its graphs again
             longest = min(max(contexts) + self.config.max_new_tokens, target.max_positions)
             target.reserve(longest + max(widths))
         for context in contexts:
@@ -294,9 +294,9 @@ class CostSession:
                     self._keep(job, method.figures())
 
     def _turns(self, target: TargetModel, context: int, methods: Sequence[_PreparedMethod]) -> None:
-        """Timed turns of every method on the same random prompts, after one that is not timed, each
-        with the phase clock and without, in turn first; methods take turns within a repeat, in an
-        order of its own."""
+        """Timed turns of every method on the same random prompts, after an untimed one. Each turn runs
+        with the phase clock and without, alternating which is first; methods are interleaved within
+        a repeat, in a new order for each."""
         for method in methods:
             method.turns, method.quiet, method.failure = [], [], None
         for repeat in range(-1, self.config.turns):
@@ -309,7 +309,7 @@ class CostSession:
 
 @dataclass
 class _PreparedMethod:
-    """A method at work.
+    """A method with its decoder and its turns.
 
     Attributes:
         failure: (status, reason) where it cannot be built, or where its last turn failed.
@@ -330,17 +330,17 @@ class _PreparedMethod:
     def build(cls, method: Method, target: TargetModel) -> _PreparedMethod:
         """With the decoder loaded, or with the reason why not."""
         assert method.decoder is not None
-        row = cls()
+        prepared = cls()
         started = time.perf_counter()
         try:
-            row.decoder = method.decoder(target, method.settings)
+            prepared.decoder = method.decoder(target, method.settings)
         except Exception as error:
-            row.failure = _failed(error)
-        row.startup_s = time.perf_counter() - started
-        return row
+            prepared.failure = _failed(error)
+        prepared.startup_s = time.perf_counter() - started
+        return prepared
 
     def run(self, prompt: Sequence[int], max_new_tokens: int, warm_up: bool, quiet: bool) -> None:
-        """One turn of full length: random text has no end."""
+        """One turn of full length: EOS does not end it."""
         assert self.decoder is not None
         clock = self.decoder.target.clock
         started = time.perf_counter()
