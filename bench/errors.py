@@ -1,5 +1,15 @@
-"""The one exception that a command turns into one line and exit code 2."""
+"""The exception for invalid user input, and errors as one line of text."""
+
+from __future__ import annotations
+
+LONGEST = 500  # characters of an error in a record or a message
 
 
 class UsageError(Exception):
-    """Bad input of the user's: the message is one line and names the mend."""
+    """Invalid user input. The message is one line that says how to fix it; commands print it and
+    end with exit code 2."""
+
+
+def one_line(error: BaseException) -> str:
+    """`RuntimeError: what it said`, on one line and cut at `LONGEST` characters."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
