@@ -39,7 +39,7 @@ from bench.decoding.target import TargetModel
 from bench.errors import UsageError
 from bench.questions import history
 from bench.questions import sets as prompts
-from bench.questions.sets import Questions
+from bench.questions.parsing import Questions
 from bench.records import journal, tuned
 from bench.records.runs import AUDIT, RECORDS, RunFolder, latest, read
 from bench.run import methods

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from bench import cli as settings
 from bench.errors import UsageError
+from bench.questions import registry
 from bench.questions import sets as prompts
-from bench.questions.sets import Questions
+from bench.questions.parsing import Questions
 from bench.records import runs as records
 from bench.records import tuned
 from bench.records.runs import RunFolder, digest
@@ -249,7 +250,7 @@ def _listing(config: RunConfig) -> str:
         lines.append(_line(method.label, kind, reason))
     lines += ["", "question sets"]
     data_dir = Path(config.data_dir) if config.data_dir else None
-    for name, entry in prompts.REGISTRY.items():
+    for name, entry in registry.REGISTRY.items():
         detail = f"{entry.questions} questions, {entry.licence}"
         lines.append(_line(name, detail, prompts.status(name, data_dir)))
     return "\n".join(lines)

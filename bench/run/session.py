@@ -23,7 +23,7 @@ from bench.decoding.target import TargetModel
 from bench.errors import UsageError
 from bench.questions import history
 from bench.questions.history import Prompt
-from bench.questions.sets import Questions
+from bench.questions.parsing import Questions
 from bench.records.runs import (
     REFERENCE,
     SCHEMA,

@@ -43,7 +43,7 @@ from bench.errors import UsageError
 from bench.questions import history
 from bench.questions import sets as prompts
 from bench.questions.history import Prompt
-from bench.questions.sets import Questions
+from bench.questions.parsing import Questions
 from bench.records import tuned
 from bench.records.runs import REFERENCE, label
 from bench.records.tuned import FINAL, SEARCH, Entry, Point, Tuned
