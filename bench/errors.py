@@ -1,4 +1,4 @@
-"""The exception for invalid user input, and errors as one line of text."""
+"""The exception for invalid user input, and error texts that fit on one line."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ LONGEST = 500  # characters of an error in a record or a message
 
 
 class UsageError(Exception):
-    """Invalid user input. The message is one line that says how to fix it; commands print it and
-    end with exit code 2."""
+    """Invalid user input; the message is one line and says how to fix it.
+
+    A command prints it and exits with code 2.
+    """
 
 
 def one_line(error: BaseException) -> str:
-    """`RuntimeError: what it said`, on one line and cut at `LONGEST` characters."""
+    """`ValueError: the message`, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
