@@ -30,7 +30,7 @@ class Autoregressive(Decoder):
         yield Block((int(token),))
         while True:
             with clock.phase("verify"):
-                step = target.forward(target.place(TokenTree(token, root)))
+                step = target.forward(target.pad(TokenTree(token, root)))
             with clock.phase("accept"):
                 token = self._argmax(step) if sampling.greedy else sampling.pick(step.logits)
                 target.commit_root()

@@ -21,6 +21,7 @@ import torch
 from baselines.autoregressive import Autoregressive
 from bench.decoding.decoder import Settings
 from bench.decoding.engines import trial as engines
+from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
@@ -43,7 +44,7 @@ def ratio(above: Callable[[], float], below: Callable[[], float], repeats: int) 
 
 
 def target_of(name: str, dtype: torch.dtype) -> TargetModel:
-    return TargetModel(load(resolve(name), "cpu", dtype).model)
+    return EagerTarget(load(resolve(name), "cpu", dtype).model)
 
 
 def contract(repeats: int, tokens: int = 256) -> str:

@@ -14,6 +14,7 @@ from bench.audit import outputs as audit_outputs
 from bench.audit.outputs import Difference, Divergence
 from bench.audit.redecoding import in_precision
 from bench.decoding.decoder import Block, Settings
+from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.records import runs as records
@@ -200,7 +201,7 @@ def reference_turn(target: TargetModel, prompt: Sequence[int], budget: int) -> l
 def target() -> Iterator[TargetModel]:
     model, _ = synthetic.build("synthetic:predictable", "cpu", torch.float32)
     with harness.one_thread():
-        yield TargetModel(model)
+        yield EagerTarget(model)
 
 
 PROMPT = [1, 2, 3]
@@ -261,7 +262,7 @@ def test_an_output_cut_short_is_a_defect(target: TargetModel) -> None:
 def test_half_precision_holds_the_gap_against_the_noise(rank: int, expected: str) -> None:
     model, _ = synthetic.build("synthetic:predictable", "cpu", torch.bfloat16)
     model.lm_head.weight[VOCAB - 2] = model.lm_head.weight[VOCAB - 3]  # logits within noise, alike
-    half = TargetModel(model)
+    half = EagerTarget(model)
     with harness.one_thread():
         ids = reference_turn(half, PROMPT, 8)
         with torch.inference_mode():
@@ -289,7 +290,7 @@ def test_logits_of_all_widths_agree(target: TargetModel) -> None:
 
 
 def test_float64_is_a_model_of_its_own(target: TargetModel) -> None:
-    exact = TargetModel(in_precision(target.model, torch.float64))
+    exact = EagerTarget(in_precision(target.model, torch.float64))
     assert exact.dtype == torch.float64
     assert target.model.dtype == torch.float32
     before = reference_turn(target, PROMPT, 12)
@@ -308,7 +309,7 @@ def test_float64_copies_the_model_and_not_what_hooks_onto_it(
         raise TypeError("cannot pickle 'Event' object")
 
     monkeypatch.setattr(TargetModel, "__deepcopy__", refuse, raising=False)
-    exact = TargetModel(in_precision(target.model, torch.float64))
+    exact = EagerTarget(in_precision(target.model, torch.float64))
     assert reference_turn(exact, PROMPT, 4) == reference_turn(target, PROMPT, 4)
 
 

@@ -16,6 +16,7 @@ from bench.cost.__main__ import CostConfig, main
 from bench.cost.device import bandwidth, facts, timed
 from bench.decoding.decoder import Block, Decoder
 from bench.decoding.engines import trial as engines
+from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.errors import UsageError
@@ -348,7 +349,7 @@ def test_a_random_draft_changes_no_answer(model: Any, name: str) -> None:
     for each in (REFERENCE, name):
         found = method(each, discover(), {name: "random"})
         assert found.decoder is not None
-        decoder = found.decoder(TargetModel(model), found.settings)
+        decoder = found.decoder(EagerTarget(model), found.settings)
         outputs.append(run_turn(decoder, prompt, Sampling(), 16, ()).output_ids)
     assert decoder.draft_parameters > 0
     assert decoder.checkpoint_sha256 is not None
@@ -377,7 +378,7 @@ def test_random_drafts_have_the_published_shapes(model: Any, dtype: torch.dtype)
 def drafted_bytes(text: str, checkpoint: str | None, model: Any, name: str) -> tuple[int, Decoder]:
     found = method(text, discover(), {} if checkpoint is None else {text.split("(")[0]: checkpoint})
     assert found.decoder is not None
-    decoder = found.decoder(TargetModel(model, name), found.settings)
+    decoder = found.decoder(EagerTarget(model, name), found.settings)
     return decoder.draft_bytes(), decoder
 
 

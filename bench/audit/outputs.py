@@ -150,7 +150,7 @@ def logits_by_width(target: TargetModel, ids: Sequence[int]) -> Tensor:
             if width < len(ids):
                 target.prefill(ids[:-width])
                 chain = Topology.of(range(-1, width - 1), target.device, lasting=False)
-                tree = target.place(TokenTree(target.tensor(ids[-width:]), chain))
+                tree = target.pad(TokenTree(target.tensor(ids[-width:]), chain))
                 logits = target.forward(tree).logits[width - 1]
                 rows.append(logits.to(torch.float32, copy=True))
         rows.append(target.prefill(ids).logits[-1].float())

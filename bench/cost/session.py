@@ -238,13 +238,13 @@ class CostSession:
                 self._warm_up(target, tree)
             for repeat in range(self.config.repeats):
                 for width in self._shuffled(widths, context, repeat):
-                    placed = target.place(trees[width])
+                    placed = target.pad(trees[width])
                     seconds[width].append(timed(self.device, partial(target.forward, placed)))
         return seconds
 
     def _warm_up(self, target: TargetModel, tree: TokenTree) -> None:
         for _ in range(WARM_UP):
-            target.forward(target.place(tree))
+            target.forward(target.pad(tree))
 
     def _tree(self, target: TargetModel, width: int) -> TokenTree:
         """A random tree of random tokens."""

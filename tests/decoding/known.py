@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from baselines.autoregressive import Autoregressive
 from bench.decoding.decoder import Decoder, Settings
+from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Committed, Step, TargetModel
 from bench.decoding.tree import TokenTree
@@ -33,7 +34,7 @@ class Verified:
     kept: Committed
 
 
-class WatchedTarget(TargetModel):
+class WatchedTarget(EagerTarget):
     """Notes, for the sequence in hand, its trees, what was kept of them and the forwards."""
 
     def __init__(self, model: Any) -> None:

@@ -17,6 +17,7 @@ from bench.decoding.drafts.checkpoint import RANDOM
 from bench.decoding.engines import ops
 from bench.decoding.engines import trial as engines
 from bench.decoding.engines.compile import CompiledTarget, unsupported
+from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.engines.graph import ROWS, WIDTHS, GraphTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Function, TargetModel
@@ -138,12 +139,12 @@ def test_the_same_tree_is_placed_as_the_same_object(engine: type[GraphTarget]) -
     target = engine(tiny_model(20))
     target.prefill([1, 2, 3])
     lasting = Topology.of([-1, 0, 0, 1])
-    first, second = (target.place(TokenTree(torch.arange(4) + k, lasting)) for k in range(2))
+    first, second = (target.pad(TokenTree(torch.arange(4) + k, lasting)) for k in range(2))
     assert first is second
     assert first.tokens.tolist()[:4] == [1, 2, 3, 4]
     assert target.forward(first) is not None
     moving = [
-        target.place(TokenTree(torch.arange(n), Topology.of(range(-1, n - 1), lasting=False)))
+        target.pad(TokenTree(torch.arange(n), Topology.of(range(-1, n - 1), lasting=False)))
         for n in (9, 5)
     ]
     assert moving[0] is moving[1] is not first
@@ -167,7 +168,7 @@ def test_a_tree_that_is_too_wide_is_refused(engine: type[GraphTarget]) -> None:
     target = engine(tiny_model(20))
     wide = TokenTree(torch.zeros(300, dtype=torch.long), Topology.of([-1] + [0] * 299))
     with pytest.raises(ValueError, match="takes trees of 256 nodes, not 300"):
-        target.place(wide)
+        target.pad(wide)
 
 
 def test_joined_projections_share_memory_with_the_modules() -> None:
@@ -179,7 +180,7 @@ def test_joined_projections_share_memory_with_the_modules() -> None:
         p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()
     }
     assert sum(storages.values()) == sum(p.nbytes for p in plain.parameters())
-    eager, again = TargetModel(plain), TargetModel(model)
+    eager, again = EagerTarget(plain), EagerTarget(model)
     for each in (eager, again):
         each.reserve(8)
     expected = eager.prefill([1, 2, 3]).logits
@@ -234,7 +235,7 @@ def test_without_a_gpu_an_engine_falls_back(engine: str) -> None:
 @each_decoder
 def test_captured_ids_equal_eager(grouped_query: Known, make: Make, engine: str) -> None:
     model = copy.deepcopy(grouped_query.model).cuda()
-    expected = turns(TargetModel(model), make, grouped_query.prompts, 0.0)
+    expected = turns(EagerTarget(model), make, grouped_query.prompts, 0.0)
     target, reason = engines.make(model, "", engine)
     assert reason is None
     for _ in range(3):  # warm-up, capture, replay

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FEW = 64  # rows that our products take; more go to the library
-WIDE = 2560  # columns that a program holds at once
+from bench.decoding.engines.shapes import multiplies
 
 
 def linear(
@@ -37,7 +36,7 @@ def linear(
         residual: [w, N] or [1, N], added.
         affine: (scale, shift), each [N].
     """
-    if _on_gpu(x) and _ours(x, weight):
+    if _on_gpu(x) and multiplies(x.shape[0], x.itemsize, weight):
         from bench.decoding.engines import kernels
 
         return kernels.linear(x, weight, norm, eps, halves, bias, silu, residual, affine)
@@ -48,28 +47,6 @@ def linear(
     out = F.silu(out) if silu else out
     out = out if residual is None else out + residual
     return out if affine is None else out * affine[0] + affine[1]
-
-
-def small(weight: Tensor) -> bool:
-    """Whether a kernel's programs can each hold all they need of a matrix [N, K] at once."""
-    return weight.shape[1] <= WIDE and weight.numel() <= 2**22
-
-
-def whole(rows: int, weight: Tensor) -> bool:
-    """Whether one kernel takes such a product with norm and residual: a few rows of a small matrix
-    [N, K], or one row where K falls into equal tiles. Otherwise the norm comes before and the
-    residual behind."""
-    K = weight.shape[1]
-    return (rows <= FEW and small(weight)) or (rows == 1 and (K <= WIDE or K & (K - 1) == 0))
-
-
-def _ours(x: Tensor, weight: Tensor) -> bool:
-    """Whether our kernels multiply: one row, or a few in half precision, but for many outputs of a
-    short K, where the library is as good."""
-    rows, K = x.shape
-    if x.itemsize > 2:
-        return rows == 1 and whole(1, weight)
-    return rows == 1 or (rows <= FEW and (small(weight) or K > WIDE))
 
 
 def parts(x: Tensor, weight: Tensor) -> Tensor:

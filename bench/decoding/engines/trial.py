@@ -1,13 +1,14 @@
-"""Engines by name: how a target's forwards, drafts and acceptance are executed."""
+"""A target on an engine: made, tried against plain forwards, or replaced by `eager`."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
 
-from bench.decoding.engines.compile import CompiledTarget, unsupported
-from bench.decoding.engines.graph import GraphTarget
+from bench.decoding.engines.eager import EagerTarget
+from bench.decoding.engines.registry import CLASSES, EAGER
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
 
@@ -17,27 +18,29 @@ NEAR = 0.2  # relative error of logits that half precision and many layers may l
 
 def make(model: Any, name: str, engine: str) -> tuple[TargetModel, str | None]:
     """(target on `engine`, None), or (target on `eager`, why `engine` cannot run here)."""
-    if engine == "eager":
-        return TargetModel(model, name), None
-    reason = None
-    if model.device.type != "cuda":
-        reason = f"CUDA graphs need a GPU, not {model.device.type}"
-    elif engine == "compile":
-        reason = unsupported(model)
+    kind = load(engine)
+    reason = kind.unavailable(model)
     if reason is None:
-        target = (CompiledTarget if engine == "compile" else GraphTarget)(model, name)
-        reason = trial(target)
+        target = kind(model, name)
+        reason = None if engine == EAGER else trial(target)
         if reason is None:
             return target, None
-    return TargetModel(model, name), f"{engine} cannot run here: {reason}"
+    return EagerTarget(model, name), f"{engine} cannot run here: {reason}"
+
+
+def load(engine: str) -> type[TargetModel]:
+    """The engine's class."""
+    module, _, name = CLASSES[engine].partition(":")
+    kind: type[TargetModel] = getattr(import_module(module), name)
+    return kind
 
 
 @torch.no_grad()
 def trial(target: TargetModel) -> str | None:
-    """Why the engine's forwards fail on this device, in one line: what they raised, a kernel that
-    asks for more than the chip has for one, or that their logits are not those of plain forwards;
-    None where they work."""
-    plain, vocabulary = TargetModel(target.model, target.name), target.vocab_size
+    """Why the engine's forwards fail on this device, in one line: the error they raised (such as a
+    kernel that needs more shared memory than the chip has), or how far their logits are from those
+    of plain forwards; None where they work."""
+    plain, vocabulary = EagerTarget(target.model, target.name), target.vocab_size
     prompt = [token % vocabulary for token in range(40)]
     plain.reserve(len(prompt) + max(TRIED))
     for width in TRIED:
@@ -45,10 +48,10 @@ def trial(target: TargetModel) -> str | None:
         tokens = torch.arange(width, device=target.device) % vocabulary
         tree = TokenTree(tokens, Topology.of(parents, target.device))
         plain.prefill(prompt)
-        expected = plain.forward(plain.place(tree)).logits.float()
+        expected = plain.forward(plain.pad(tree)).logits.float()
         try:
             target.prefill(prompt)
-            found = target.forward(target.place(tree)).first(width).logits.float()
+            found = target.forward(target.pad(tree)).first(width).logits.float()
         except Exception as error:  # whatever a compiler or the device raises
             said = str(error).strip().partition("\n")[0]
             return f"{type(error).__name__} at width {width}: {said}"

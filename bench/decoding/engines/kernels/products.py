@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.decoding.engines import ops
+from bench.decoding.engines import shapes
 from bench.decoding.engines.kernels.common import chained, finish, follow, rounded, swiglu
 from bench.decoding.engines.kernels.stream import stream
 
@@ -233,7 +233,7 @@ def linear(
 ) -> Tensor:
     m, k = x.shape
     n = weight.shape[0] // 2 if halves else weight.shape[0]
-    if not ops.whole(m, weight):
+    if not shapes.whole(m, weight):
         if norm is not None:
             _, x = add_norm(x, None, norm, eps)
         return stream(x, weight, halves, bias, silu, residual, affine)

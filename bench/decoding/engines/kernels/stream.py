@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.decoding.engines import ops
+from bench.decoding.engines import shapes
 from bench.decoding.engines.kernels.common import chained, finish, follow, swiglu
 
 
@@ -155,6 +155,6 @@ def _stages(x: Tensor, numbers: int) -> int:
 
 
 def parts(x: Tensor, weight: Tensor) -> Tensor:
-    if x.shape[0] > ops.FEW:
+    if x.shape[0] > shapes.FEW:
         return torch.mm(x, weight.t())[None]
     return stream(x, weight, split=True)
