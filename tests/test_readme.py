@@ -15,7 +15,7 @@ import pytest
 from bench.decoding.decoder import Decoder, TargetInfo
 from bench.questions.registry import REGISTRY
 from bench.run import __main__ as run
-from bench.run import methods
+from bench.run import methods, plan
 from bench.run.config import RunConfig
 from bench.targets import registry as targets
 from bench.training import cli
@@ -101,14 +101,12 @@ def _ran(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, M
         def __init__(self, *settings: Any) -> None:
             seen.append(settings)
 
-        def run(self) -> int:
-            return 0
-
         def describe(self) -> str:
             return ""
 
-    monkeypatch.setattr(run, "Plan", Plan)
-    monkeypatch.setattr(run, "_listing", lambda config: seen.append((config, {})))
+    monkeypatch.setattr(plan, "Plan", Plan)
+    monkeypatch.setattr(run, "run", lambda plan: 0)  # noqa: ARG005
+    monkeypatch.setattr(run, "show_listing", lambda config: seen.append((config, {})))
     assert run.main(argv) == 0
     return seen[0]
 

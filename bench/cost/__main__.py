@@ -16,7 +16,7 @@ from bench.cli import device_option, dtype_option, flag, option
 from bench.decoding.engines.registry import ENGINES
 from bench.errors import UsageError
 from bench.records.costs import SETTINGS, CostFolder, latest, read
-from bench.run.__main__ import REPORT, RESULTS, folder_name
+from bench.run.paths import REPORT, RESULTS, folder_name
 
 
 @dataclass(frozen=True)

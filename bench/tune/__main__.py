@@ -50,6 +50,7 @@ from bench.records.tuned import FINAL, SEARCH, Entry, Point, Tuned
 from bench.run import methods
 from bench.run import tuning as shelf
 from bench.run.methods import Method
+from bench.run.prompting import renderer
 from bench.run.runner import run_turn
 from bench.targets import registry as targets
 from bench.targets import synthetic
@@ -384,7 +385,9 @@ def _stages(
     first = order[:categories]
     search = [first[i * categories // effort.search] for i in range(effort.search)]
     final = order[categories : categories + effort.final]
-    asked = {p.prompt_id: p for p in history.prompts(questions, 1, loaded, {}, _unasked)}
+    model, render = loaded.target.name, renderer(loaded)
+    turns = history.prompts(questions, 1, model, render, {}, _unasked)
+    asked = {prompt.prompt_id: prompt for prompt in turns}
     return [asked[name] for name in search], [asked[name] for name in final]
 
 
