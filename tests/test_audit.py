@@ -368,7 +368,7 @@ def test_what_has_no_partner_is_not_compared(changes: dict[str, Any]) -> None:
 def test_the_first_difference_is_named(ids: list[int], position: int | None) -> None:
     records_found = [made(output_ids=ids), REFERENCE_RECORD]
     ((record, found),) = audit_outputs.differences(records_found)
-    assert audit_outputs.row_of(record) == ("m", "eager", "float32", "set", "lookahead", 0.0)
+    assert audit_outputs.row_key(record) == ("m", "eager", "float32", "set", "lookahead", 0.0)
     assert found == Difference(records_found[0], REFERENCE_RECORD, position)
 
 

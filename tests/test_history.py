@@ -19,6 +19,7 @@ from bench.questions.history import Prompt
 from bench.records import validation
 from bench.records.runs import FIGURES, REFERENCE
 from bench.run import methods
+from bench.run.prompting import renderer
 from bench.targets import registry as targets
 from bench.targets import synthetic
 from bench.targets.registry import Loaded
@@ -234,13 +235,13 @@ def test_a_later_line_of_the_same_turn_wins() -> None:
     ["{\n", "\n", "[1]\n", "3\n", '{"model": "x"}\n', line(model=[1]), line().replace("s", "z")],
 )
 def test_a_damaged_line_is_named(bad: str) -> None:
-    with pytest.raises(UsageError, match="there line 2 is no answer"):
+    with pytest.raises(UsageError, match="there line 2 is not an answer"):
         history.read(line() + bad, "there")
 
 
 @pytest.mark.parametrize("changes", [{"text": None}, {"text": 5}])
 def test_an_answer_that_is_no_text_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="there line 1 is no answer"):
+    with pytest.raises(UsageError, match="there line 1 is not an answer"):
         history.read(line(**changes), "there")
 
 
@@ -265,7 +266,7 @@ def test_prompts_grow_by_the_answers(loaded: Loaded) -> None:
         return {"status": "ok", "text": f"answer {prompt.turn}"}
 
     assert history.missing([questions], None, MODEL, {}) == 2
-    found = list(history.prompts(questions, None, loaded, {}, answer))
+    found = list(history.prompts(questions, None, MODEL, renderer(loaded), {}, answer))
     assert [prompt.turn for prompt in found] == [1, 2, 3]
     assert asked == found[:2]
     texts = [loaded.tokenizer.decode(prompt.ids) for prompt in found]
@@ -297,12 +298,12 @@ def test_known_answers_are_not_asked_for(loaded: Loaded) -> None:
 
     assert history.missing([questions], None, MODEL, known) == 2
     assert history.missing([questions], 1, MODEL, known) == 0
-    found = list(history.prompts(questions, None, loaded, known, answer))
+    found = list(history.prompts(questions, None, MODEL, renderer(loaded), known, answer))
     assert asked == ["2", "3"]
     skipped = [prompt for prompt in found if prompt.skip]
     assert [(prompt.prompt_id, prompt.turn) for prompt in skipped] == [("2", 2), ("3", 2)]
     assert all(prompt.ids == () for prompt in skipped)
     assert found[1].history == canonical_sha256(["known"])
-    (first, *_), rest = found, list(history.prompts(questions, 1, loaded, known, answer))
+    rest = list(history.prompts(questions, 1, MODEL, renderer(loaded), known, answer))
     assert [prompt.turn for prompt in rest] == [1, 1, 1]
-    assert rest[0] == first
+    assert rest[0] == found[0]

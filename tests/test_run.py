@@ -261,11 +261,11 @@ def below_a_file(folder: Path) -> list[str]:
     [
         (other_settings, "holds a run of other settings .*choose another --out"),
         (other_questions, "holds a run of other settings .*choose another --out"),
-        (fresh, "holds records and --no-resume writes none over; choose another --out"),
+        (fresh, "holds records and --no-resume does not overwrite them; choose another --out"),
         (another_schema, r"line 1: schema 2\.0 is of another major version than 1\."),
         (another_machine, r"recorded with another packages torch \(1\.0, now .*another --out"),
         (damaged_records, r"records\.jsonl line 1: not JSON .*restore the file"),
-        (damaged_history, r"history\.jsonl line 1 is no answer"),
+        (damaged_history, r"history\.jsonl line 1 is not an answer"),
         (a_file, r"cannot write to .*run\.yaml \(File exists\); choose another --out"),
         (below_a_file, r"cannot write to .*run\.yaml/run \(Not a directory\)"),
     ],
@@ -294,8 +294,8 @@ def test_a_folder_in_use_is_left_alone(done: Path, capfd: pytest.CaptureFixture[
     ("text", "complaint"),
     [
         ("", "--history has no answer of synthetic:predictable to asked question 1 turn 1"),
-        ('{"model": "x"}\n', "given.jsonl line 1 is no answer of a run's history"),
-        ("not JSON\n", "given.jsonl line 1 is no answer of a run's history"),
+        ('{"model": "x"}\n', "given.jsonl line 1 is not an answer of a run's history"),
+        ("not JSON\n", "given.jsonl line 1 is not an answer of a run's history"),
     ],
 )
 def test_a_history_that_lacks_an_answer(

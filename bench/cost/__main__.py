@@ -15,7 +15,7 @@ from bench import cli as settings
 from bench.cost.config import CostConfig
 from bench.errors import UsageError
 from bench.records.costs import SETTINGS, CostFolder, latest, read
-from bench.run.__main__ import REPORT, RESULTS, folder_name
+from bench.run.paths import REPORT, RESULTS, folder_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:

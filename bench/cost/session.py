@@ -294,9 +294,11 @@ class CostSession:
                     self._keep(job, method.figures())
 
     def _turns(self, target: TargetModel, context: int, methods: Sequence[_PreparedMethod]) -> None:
-        """Timed turns of every method on the same random prompts, after an untimed one. Each turn runs
-        with the phase clock and without, alternating which is first; methods are interleaved within
-        a repeat, in a new order for each."""
+        """Timed turns of every method on the same random prompts, after an untimed one.
+
+        Each turn runs with the phase clock and without, alternating which is first. Methods are
+        interleaved within a repeat, in a new order for each.
+        """
         for method in methods:
             method.turns, method.quiet, method.failure = [], [], None
         for repeat in range(-1, self.config.turns):
