@@ -19,6 +19,7 @@ from bench.decoding.target import Step
 from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict, typical
 from bench.records import runs as records
+from bench.records import validation
 from tests import harness
 from tests.decoding.scripted import NoisyOracle
 from tests.harness import install, run
@@ -126,7 +127,7 @@ def test_a_float32_run_is_audited_anew(capsys: pytest.CaptureFixture[str]) -> No
     found = audited()
     assert (found["reruns"], found["draws"], found["prompts_missing"]) == (8, 2048, 0)
     assert found["notes"] == []
-    assert records.check("run") == []
+    assert validation.check("run") == []
     text = capsys.readouterr()
     assert f"{3 * harness.TURNS} outputs compared: {3 * harness.TURNS} equal" in text.out
     assert text.err.count("\r") == 0  # no progress bar off a terminal
@@ -199,7 +200,7 @@ def test_right_samplers_pass_and_wrong_ones_fail(
     assert "5 samplers tested, 3 follow the target" in capsys.readouterr().out
 
 
-def test_top_k_and_top_p_are_a_part_of_the_law() -> None:
+def test_top_k_and_top_p_are_a_part_of_the_distribution() -> None:
     flags = ("--limit", "1", "--turns", "1", "--methods", "transformers_generate")
     cut = ("--temperature", "0.7", "--top-k", "3", "--top-p", "0.9")
     assert run("--out", "run", *flags, *cut) == 0
@@ -213,7 +214,7 @@ def test_top_k_and_top_p_are_a_part_of_the_law() -> None:
     assert rows() != first
 
 
-def test_a_sampler_that_cannot_draw_is_no_defect_and_no_pass(
+def test_a_sampler_that_cannot_draw_is_neither_a_defect_nor_a_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     install(monkeypatch, Broken)
@@ -271,7 +272,7 @@ def test_records_that_change_meanwhile_are_refused(
         with open("run/records.jsonl", "a") as file:
             file.write("\n")
 
-    monkeypatch.setattr(command, "settle", append)
+    monkeypatch.setattr(command, "correct_for_many", append)
     assert main(["run"]) == 2
     assert "changed during the audit" in capsys.readouterr().err
     assert Path("run/audit.json").read_bytes() == before
@@ -297,9 +298,9 @@ def test_a_stopped_audit_leaves_what_was_there(
     def stop(_entries: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "settle", stop)
+    monkeypatch.setattr(command, "correct_for_many", stop)
     assert main(["run"]) == 130
-    assert "audit.json is as it was" in capsys.readouterr().err
+    assert "audit.json is unchanged" in capsys.readouterr().err
     assert harness.contents(Path("run")) == before
 
 

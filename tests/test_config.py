@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-import bench.questions.sets
 from bench import cli
 from bench.errors import UsageError
-from bench.questions.sets import QuestionSet, Source
+from bench.questions import registry
+from bench.questions.registry import QuestionSet, Source
 from bench.run import config
 from bench.run.__main__ import main
 from bench.run.config import RunConfig
@@ -283,7 +283,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> QuestionSet:
     """A registered set that is found in a data folder."""
     source = Source("someone/questions", "0" * 40, "toy.jsonl")
     entry = QuestionSet("toy", source, hashlib.sha256(TOY).hexdigest(), "Apache-2.0", 1, "one")
-    monkeypatch.setattr(bench.questions.sets, "REGISTRY", MappingProxyType({"toy": entry}))
+    monkeypatch.setattr(registry, "REGISTRY", MappingProxyType({"toy": entry}))
     return entry
 
 

@@ -9,10 +9,11 @@ import yaml
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-import bench.questions.sets
 from bench.cli import PROVENANCE
-from bench.questions.sets import REGISTRY, Questions
-from bench.records import runs as records
+from bench.questions import sets
+from bench.questions.parsing import Questions
+from bench.questions.registry import REGISTRY
+from bench.records import validation
 from bench.run.__main__ import main
 from bench.run.config import resolve
 from bench.targets import registry as targets
@@ -42,7 +43,7 @@ PAPER = {
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every registered set looks like `mini`; weights and downloads are out of reach."""
-    mini = bench.questions.sets.load("mini", None)
+    mini = sets.load("mini", None)
 
     def load(name: str, data_dir: Path | None) -> Questions:  # noqa: ARG001
         return replace(mini, name=REGISTRY[name].name)
@@ -50,7 +51,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a dry run loads no model")
 
-    monkeypatch.setattr(bench.questions.sets, "load", load)
+    monkeypatch.setattr(sets, "load", load)
     monkeypatch.setattr(targets, "load", refuse)
     monkeypatch.chdir(tmp_path)
 
@@ -136,7 +137,7 @@ def test_a_paper_run_decodes_with_drafts_in_the_published_layouts(
     with one_thread():
         assert main(list(flags)) == 0
     assert {record["status"] for record in kept("run")} == {"ok"}
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
     def greedy(method: str) -> dict[tuple[str, int], list[int]]:
         return {

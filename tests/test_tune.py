@@ -21,7 +21,7 @@ from bench.decoding.decoder import Decoder, Settings, TargetInfo
 from bench.decoding.drafts.weights import save_draft
 from bench.decoding.engines import trial as engines
 from bench.decoding.sampling import Sampling
-from bench.questions import sets as prompts
+from bench.questions.registry import REGISTRY
 from bench.records import runs as records
 from bench.records import tuned
 from bench.records.tuned import FINAL, SEARCH, Entry, Place, Point, Tuned
@@ -432,7 +432,7 @@ def test_shipped_files_are_sound() -> None:
         found = tuned.read(path)
         assert found is not None
         assert found.place.file == path.name
-        sha256 = prompts.REGISTRY["tuning"].sha256
+        sha256 = REGISTRY["tuning"].sha256
         for method, made in found.entries.items():
             assert made.tuning["sha256"] == sha256
             known = methods.method(method, methods.discover())

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from bench import environment
 from bench.errors import UsageError
+from bench.questions import registry as question_sets
 from bench.questions import sets as prompts
 from bench.targets import registry as targets
 from bench.training import cli
@@ -110,7 +111,7 @@ class OverlapGuard:
     @classmethod
     def of(cls, tokenizer: Any, data_dir: str | None) -> OverlapGuard:
         checked, unchecked, hashes = [], {}, []
-        for name in prompts.REGISTRY:
+        for name in question_sets.REGISTRY:
             try:
                 questions = prompts.load(name, Path(data_dir) if data_dir else None)
             except UsageError as error:

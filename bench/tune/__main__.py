@@ -43,13 +43,14 @@ from bench.errors import UsageError
 from bench.questions import history
 from bench.questions import sets as prompts
 from bench.questions.history import Prompt
-from bench.questions.sets import Questions
+from bench.questions.parsing import Questions
 from bench.records import tuned
 from bench.records.runs import REFERENCE, label
 from bench.records.tuned import FINAL, SEARCH, Entry, Point, Tuned
 from bench.run import methods
 from bench.run import tuning as shelf
 from bench.run.methods import Method
+from bench.run.prompting import renderer
 from bench.run.runner import run_turn
 from bench.targets import registry as targets
 from bench.targets import synthetic
@@ -107,24 +108,21 @@ class TuneConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, 2 on bad input, 130 when interrupted."""
+    """Exit code 0, 2 on invalid input, 130 when interrupted."""
     parser = settings.Parser(
         prog="python -m bench.tune",
         description="Measure which parameters are fastest here, for bench.run --tree tuned.",
         allow_abbrev=False,
     )
     settings.add_arguments(parser, TuneConfig)
-    try:
-        found, path = tune(TuneConfig(**vars(parser.parse_args(argv))))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
-        return 130
-    print("\n".join(table(found)))
-    print(f"wrote {path}")
-    return 0
+
+    def run(flags: dict[str, Any]) -> int:
+        found, path = tune(TuneConfig(**flags))
+        print("\n".join(table(found)))
+        print(f"wrote {path}")
+        return 0
+
+    return settings.run_command(parser, run, argv, stopped="stopped; nothing was written")
 
 
 def tune(config: TuneConfig) -> tuple[Tuned, Path]:
@@ -387,7 +385,9 @@ def _stages(
     first = order[:categories]
     search = [first[i * categories // effort.search] for i in range(effort.search)]
     final = order[categories : categories + effort.final]
-    asked = {p.prompt_id: p for p in history.prompts(questions, 1, loaded, {}, _unasked)}
+    model, render = loaded.target.name, renderer(loaded)
+    turns = history.prompts(questions, 1, model, render, {}, _unasked)
+    asked = {prompt.prompt_id: prompt for prompt in turns}
     return [asked[name] for name in search], [asked[name] for name in final]
 
 
