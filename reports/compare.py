@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from reports.measures.changes import Changes
-    from reports.page.tables import Page
-    from reports.sections.comparability import Difference
+    from reports.measures.comparability import Difference
+    from reports.page.model import Page
 
 Row: TypeAlias = Mapping[Any, Any]
 
@@ -141,8 +141,8 @@ def compare(before: Path, after: Path, absolute: bool, methods: Sequence[str] = 
     `methods`, or the two have no turn together."""
     import pandas as pd
 
+    from reports.measures import comparability
     from reports.measures.changes import changes
-    from reports.sections import comparability
 
     if before.resolve() == after.resolve():
         raise UsageError(f"{before} and {after} are one folder; give the folders of two runs")

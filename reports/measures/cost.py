@@ -14,8 +14,9 @@ import pandas as pd
 from bench.decoding.engines.registry import ENGINES
 from bench.records.costs import ENGINE, FORWARD, QUIET, STEP
 from bench.records.runs import PHASES, REFERENCE, Record, label
-from reports.measures import metrics
-from reports.measures.metrics import Definitions
+from reports.measures import Definitions
+from reports.measures.acceptance import accepted
+from reports.measures.speedup import speedup
 
 # What two measurements that are set against each other share.
 SETTINGS = ("run", "package_version", "model", "revision", "dtype", "device", "engine", "context")
@@ -151,7 +152,7 @@ def projections(costs: Sequence[Record], records: pd.DataFrame) -> pd.DataFrame:
     table = steps(costs)
     if table.empty or records.empty:
         return pd.DataFrame()
-    speedups, lengths = metrics.speedup(records), metrics.accepted(records)
+    speedups, lengths = speedup(records), accepted(records)
     timed = set(speedups.loc[speedups["speedup"].notna(), "model"])
     known = lengths[lengths["accepted"].notna() & ~lengths["reference"]]
     rows = []
