@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.audit.sampling import CELLS, LEVEL, Fit, fit, holm, transform
+from bench.audit.sampling import CELLS, LEVEL, Fit, fit, transform
 
 VOCAB = 50
 
@@ -92,17 +92,3 @@ def test_the_order_of_equal_probabilities_does_not_matter() -> None:
     law = torch.full((3000, 8), 1 / 8)
     assert held(law, drawn(law, 7)).p > 0.01
     assert held(law, torch.zeros(3000, dtype=torch.long)).p < 1e-12
-
-
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([], []),
-        ([0.03], [0.03]),
-        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
-        ([0.9, 0.8], [1.0, 1.0]),
-        ([0.0, 0.5], [0.0, 0.5]),
-    ],
-)
-def test_several_tests_are_corrected_together(values: list[float], expected: list[float]) -> None:
-    assert holm(values) == pytest.approx(expected)

@@ -151,3 +151,17 @@ def test_holm_s_correction() -> None:
     )
     assert holm(np.array([0.5, 0.9])).tolist() == [1.0, 1.0]
     assert holm(np.array([])).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], []),
+        ([0.03], [0.03]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.9, 0.8], [1.0, 1.0]),
+        ([0.0, 0.5], [0.0, 0.5]),
+    ],
+)
+def test_several_tests_are_corrected_together(values: list[float], expected: list[float]) -> None:
+    assert holm(values).tolist() == pytest.approx(expected)

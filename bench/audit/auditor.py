@@ -23,6 +23,7 @@ from bench.errors import UsageError
 from bench.records.runs import REFERENCE, STOCK_ENGINE, Record, digest, label
 from bench.run.methods import Method
 from bench.run.runner import Turn
+from bench.statistics import holm
 from bench.targets.registry import Loaded
 
 EAGER = "eager"
@@ -318,7 +319,7 @@ def settle(entries: Iterable[Entry]) -> None:
     """Corrects the distribution tests of all rows together, and says which are passed."""
     found = (entry["sampling"] for entry in entries if "sampling" in entry)
     tests = list({id(test): test for test in found if test["p"] is not None}.values())
-    for test, corrected in zip(tests, audit_sampling.holm([t["p"] for t in tests]), strict=True):
+    for test, corrected in zip(tests, holm([t["p"] for t in tests]).tolist(), strict=True):
         test["p_holm"] = corrected
         test["level"] = audit_sampling.LEVEL
         test["passed"] = corrected >= audit_sampling.LEVEL

@@ -11,7 +11,6 @@ colder, or forgets a residual moves mass between likely and unlikely tokens and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,16 +68,6 @@ def fit(places: Tensor) -> Fit:
     if impossible > IMPOSSIBLE * len(places):
         p = 0.0
     return Fit(len(places), impossible, statistic, p)
-
-
-def holm(values: Sequence[float]) -> list[float]:
-    """p-values corrected for their number (Holm 1979): all below a level are found at that level,
-    whichever hypotheses are true."""
-    adjusted, largest = [0.0] * len(values), 0.0
-    for rank, at in enumerate(sorted(range(len(values)), key=lambda at: values[at])):
-        largest = max(largest, min(1.0, (len(values) - rank) * values[at]))
-        adjusted[at] = largest
-    return adjusted
 
 
 def _chi_square_tail(statistic: float, freedom: int) -> float:

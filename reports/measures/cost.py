@@ -1,4 +1,4 @@
-"""The figures of cost studies: records of `bench.cost_records` in, tables out, one definition each.
+"""The figures of cost studies: records of `bench.records.costs` in, tables out.
 
 Every function takes the newest record of each measurement, with the study's name as `run`.
 """
@@ -146,7 +146,7 @@ def steps(costs: Sequence[Record]) -> pd.DataFrame:
 
 def projections(costs: Sequence[Record], records: pd.DataFrame) -> pd.DataFrame:
     """One row for each step of a model without a measured speedup and each accepted length that
-    another model has in `records` (as `metrics.prepare` returns them) with the same method and
+    another model has in `records` (as `prepare` returns them) with the same method and
     parameters, and trees as wide: source, dataset, temperature, accepted and projected.
     """
     table = steps(costs)

@@ -26,7 +26,7 @@ DEEPEST, MOST = 8, 8  # depths and tokens per step that have a column
 
 
 def by_depth(lengths: pd.DataFrame) -> pd.DataFrame:
-    """One row for each row of `metrics.accepted` and depth from 1: depth, reached (share of steps
+    """One row for each row of `accepted` and depth from 1: depth, reached (share of steps
     that accept as many drafted tokens or more) and onward (of those that accept all before).
     """
     lines: list[dict[str, Any]] = []
@@ -46,7 +46,7 @@ def by_depth(lengths: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_tokens(lengths: pd.DataFrame) -> pd.DataFrame:
-    """One row for each row of `metrics.accepted` and number of tokens from 1 to MOST, which counts
+    """One row for each row of `accepted` and number of tokens from 1 to MOST, which counts
     for all above it: tokens and share (of the steps that emit as many).
     """
     return pd.DataFrame(

@@ -31,7 +31,7 @@ DEFINITIONS: Definitions = (
 
 
 def loops(records: pd.DataFrame, speedups: pd.DataFrame) -> pd.DataFrame:
-    """Rows of `metrics.speedup` with repetition, answers, repeating (share), accepted_repeating,
+    """Rows of `speedup` with repetition, answers, repeating (share), accepted_repeating,
     accepted_other and loops (the part of the speedup that is due to them).
     """
     if speedups.empty:

@@ -46,7 +46,7 @@ class PublishedSpeedup(NamedTuple):
     source: str
 
     def measured(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Rows of `metrics.speedup` with the figure's method on one of its models and sets."""
+        """Rows of `speedup` with this figure's method on one of its models and sets."""
         if rows.empty:
             return rows
         named = (rows["method"] == self.method) & rows["speedup"].notna()

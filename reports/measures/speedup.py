@@ -63,7 +63,7 @@ def speedup(records: pd.DataFrame, defective: Collection[Any] = ()) -> pd.DataFr
     """One row each: speedup, low, high, p, distinct (from 1), median, end_to_end and non_repeating
     with their `_low` and `_high`, non_repeating_pairs, tokens_per_s, draft_parameters,
     peak_memory_bytes, pairs, prompts, repeats, one_token (pairs left out), unpaired, and what
-    `beside_fastest` and `drifts` of `reports.sureness_metrics` add. The reference's speedup is 1 by
+    `beside_fastest` and `drifts` of `significance` add. The reference's speedup is 1 by
     definition.
 
     defective: the names (NAME) of rows with wrong output.

@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 from reports.measures import Definitions
 from reports.measures.matches import AuditRow, defective
 from reports.page.model import Page, TableRow
+from reports.read.companions import AUDITED
 from reports.read.preparation import NAME
 
-AUDITED = "audited"
 RERUNS = 8  # diverging prompts to decode again, where there are so many
 TOKENS = 1000  # to draw
 COMMAND = "python -m bench.audit"
@@ -86,7 +86,7 @@ DEFINITIONS: Definitions = (
 
 
 def badge(page: Page, row: TableRow) -> Badge:
-    """The badge of a table's row, which needs the columns of `metrics.NAME` and the facts
+    """The badge of a table's row, which needs the columns of `NAME` and the facts
     `reference` and `lossy`."""
     run = next(run for run in page.runs if run.name == row["run"])
     if row["lossy"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -11,15 +11,14 @@ import pandas as pd
 from markupsafe import Markup
 
 from bench.records.costs import STEP
-from bench.records.runs import REFERENCE, label
+from bench.records.runs import REFERENCE, Record, label
 from reports.measures import Definitions, acceptance, shares, speedup
 from reports.measures.matches import defective
 from reports.page.figures.style import Look, looks
-from reports.page.step_texts import Record
 from reports.read.companions import AUDIT_COUNTS, QUALITY, TESTED, RunInfo
 from reports.read.preparation import NAME
 
-TableRow: TypeAlias = Mapping[Hashable, Any]
+TableRow: TypeAlias = Mapping[Any, Any]  # a row of a table of figures
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from reports.page.figures.canvas import Panel
-from reports.page.settings import setting, values_of, varies
+from reports.page.settings import count_values, setting, varies
 from reports.read.preparation import SETTINGS
 
 PANELS = 8  # settings that a figure shows
@@ -32,7 +32,7 @@ def panels(rows: pd.DataFrame) -> list[Panel]:
     """
     by = [name for name in (*SETTINGS, "reference_engine") if name in rows]
     shown = ["model", "dataset", "reference_engine", "temperature"]
-    if values_of(rows, "run") > 1:
+    if count_values(rows, "run") > 1:
         shown.insert(0, "run")
     alike = rows.groupby(shown, dropna=False, sort=False)
     shown += [name for name in by if name not in shown and varies(alike, name)]

@@ -43,7 +43,7 @@ def setting(name: str, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def values_of(rows: pd.DataFrame, name: str) -> int:
+def count_values(rows: pd.DataFrame, name: str) -> int:
     return rows[name].nunique(dropna=False) if name in rows else 0
 
 

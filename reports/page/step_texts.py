@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
 
-Record = Mapping[Any, Any]
+from reports.page.model import TableRow
 
 NAMED = 24  # tokens up to which a class names the number, for style sheets
 
@@ -27,7 +27,7 @@ _STRONG = {"L": "ltr", "R": "rtl", "AL": "rtl"}
 
 
 @dataclass(frozen=True)
-class Block:
+class StepText:
     """The characters [begin, end) of a text that one step emitted.
 
     Attributes:
@@ -86,7 +86,7 @@ def direction(text: str) -> str:
     return next((_STRONG[kind] for kind in kinds if kind in _STRONG), "ltr")
 
 
-def blocks(record: Record, position: int | None = None) -> list[Block] | None:
+def step_texts(record: TableRow, position: int | None = None) -> list[StepText] | None:
     """Those of prefill and of every step; None where the record does not say where they end.
 
     position: of the first id that the reference has otherwise.
@@ -103,7 +103,7 @@ def blocks(record: Record, position: int | None = None) -> list[Block] | None:
     for number, (step, tokens) in enumerate(zip([prefill, *steps], [1, *lengths], strict=True)):
         begin, end = end, max(end, min(int(step["end"]), last))
         facts = step["us"], step["drafted"], step["depth"], number == place
-        found.append(Block(begin, end, number, tokens, *facts))
+        found.append(StepText(begin, end, number, tokens, *facts))
     return found
 
 

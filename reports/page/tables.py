@@ -16,8 +16,8 @@ from reports.page.settings import (
     IF_SEVERAL,
     NUMBERS,
     TITLES,
+    count_values,
     setting,
-    values_of,
     varies,
 )
 from reports.read.preparation import FLAGS, ROW
@@ -27,7 +27,7 @@ from reports.read.words import counted
 def tables(page: Page, caption: str, rows: pd.DataFrame, columns: Sequence[Column]) -> list[Table]:
     """One table of the rows: their settings, the method with its tags, the columns; none if empty.
 
-    Rows need the facts that every function of `metrics` gives them.
+    Rows need the facts that every measure gives them.
     """
     names = [] if rows.empty else _settings(rows)
     return plain(caption, rows, names, columns, lambda row: tags(page, row))
@@ -65,7 +65,7 @@ def _settings(rows: pd.DataFrame) -> list[str]:
     """The settings that a table prints: the usual ones, those that vary, and those without which
     two rows would look alike.
     """
-    usual = {*ALWAYS, *(name for name in IF_SEVERAL if values_of(rows, name) > 1)}
+    usual = {*ALWAYS, *(name for name in IF_SEVERAL if count_values(rows, name) > 1)}
     alike = rows.groupby([*sorted(usual), "label"], dropna=False, sort=False)
     unclear = {name for name in IF_AMBIGUOUS if name in rows and varies(alike, name)}
     return [name for name in TITLES if name in usual | unclear]

@@ -18,6 +18,7 @@ from reports.read.preparation import NAME, TUNING
 from reports.read.safe_text import inert, inert_values
 
 RUN_SETTINGS = "run.yaml"
+AUDITED = "audited"  # the state of a run whose audit is of its records
 AUDIT_COUNTS = ("compared", "equal", "ties", "defects")
 # Optional keys of an audit's rows: of lossy methods, and what else was tested.
 QUALITY = ("agreement", "reference_agreement", "perplexity", "reference_perplexity")
@@ -80,7 +81,7 @@ def _audit(folder: Path) -> tuple[str, list[dict[str, Any]]]:
         raise UsageError(
             f"{folder / records.AUDIT} is damaged ({error!r}); run the audit again"
         ) from None
-    return ("audited", rows) if fresh else ("audit is of older records", [])
+    return (AUDITED, rows) if fresh else ("audit is of older records", [])
 
 
 def _text(path: Path) -> str | None:

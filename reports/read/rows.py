@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from bench.statistics import Estimates, Floats, Ints, estimates
+from bench.statistics import Estimates, Figure, Floats, Ints, estimates
 from reports.read.preparation import FLAGS, REFERENCE_ENGINES, ROW, codes_of, number
 
 

@@ -117,7 +117,7 @@ def shown(page: Tree) -> list[str]:
 
 def test_blocks_cover_the_text_and_say_what_their_step_did() -> None:
     made = stepped("Hello, world", [2, 3], [1, 5, 12], prefill_s=0.0215)
-    found = step_texts.blocks(made)
+    found = step_texts.step_texts(made)
     assert found is not None
     assert [made["text"][block.begin : block.end] for block in found] == ["H", "ello", ", world"]
     assert [block.name for block in found] == ["a0", "a2", "a3"]
@@ -133,16 +133,16 @@ def test_blocks_cover_the_text_and_say_what_their_step_did() -> None:
 )
 def test_the_step_of_a_token(position: int, step: int) -> None:
     assert step_texts.step_of([2, 3], position) == step
-    found = step_texts.blocks(stepped("Hello, world", [2, 3], [1, 5, 12]), position)
+    found = step_texts.step_texts(stepped("Hello, world", [2, 3], [1, 5, 12]), position)
     assert found is not None
     assert [block.differs for block in found] == [at == step for at in range(3)]
 
 
 def test_without_offsets_there_are_no_blocks() -> None:
-    assert step_texts.blocks(stepped("ab", [1], [1, 2]) | {"steps": None}) is None
-    assert step_texts.blocks(stepped("ab", [1], [1, 2]) | {"prefill_end": float("nan")}) is None
-    assert step_texts.blocks(stepped("ab", [1], [1, 2]) | {"accept_lengths": None}) is None
-    assert step_texts.blocks(stepped("ab", [1], [1, 2]) | {"accept_lengths": [1, 1]}) is None
+    assert step_texts.step_texts(stepped("ab", [1], [1, 2]) | {"steps": None}) is None
+    assert step_texts.step_texts(stepped("ab", [1], [1, 2]) | {"prefill_end": float("nan")}) is None
+    assert step_texts.step_texts(stepped("ab", [1], [1, 2]) | {"accept_lengths": None}) is None
+    assert step_texts.step_texts(stepped("ab", [1], [1, 2]) | {"accept_lengths": [1, 1]}) is None
 
 
 @pytest.mark.parametrize(

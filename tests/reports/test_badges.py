@@ -10,7 +10,8 @@ from bench.records import runs as records
 from reports.measures import matches, speedup
 from reports.page import badges
 from reports.page.badges import Badge
-from reports.page.model import Page, RunInfo
+from reports.page.model import Page
+from reports.read.companions import RunInfo
 from reports.read.preparation import NAME, prepare
 from tests.reports.fabricate import duel, record, write_run
 

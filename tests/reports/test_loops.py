@@ -2,7 +2,7 @@
 
 import pytest
 
-from reports.measures import speedup
+from reports.measures import loops, speedup
 from reports.read.repetition import repetition
 from tests.reports.fabricate import Record, duel
 from tests.reports.frames import frame, row

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from reports.measures import speedup as speedup_measure
-from reports.page.model import Page, RunInfo, Section
+from reports.page.model import Page, Section
+from reports.read.companions import RunInfo
 from reports.sections import (
     SECTIONS,
     acceptance,
