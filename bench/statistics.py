@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals and tests of ratios over questions and repeats.
+"""Intervals and significance tests of ratios over questions and repeats.
 
 Arrays in, arrays out; knows nothing of records.
 """
@@ -36,7 +36,7 @@ METHOD = (
 
 class Estimates(NamedTuple):
     """Figures with the ends of their intervals, and the p of the hypothesis that a figure is 1;
-    nan where nothing can be said. [rows] each.
+    nan where it is not known. [rows] each.
     """
 
     value: Floats
@@ -72,8 +72,9 @@ def interval(sums: Floats, figure: Figure) -> tuple[float, float]:
     return (float(found.low[0]), float(found.high[0]))
 
 
-def holm(p: Floats) -> Floats:
-    """p-values corrected for there being several (Holm's step-down method); nan stays nan."""
+def holm(values: npt.ArrayLike) -> Floats:
+    """p-values corrected for their number (Holm 1979, step-down); nan stays nan."""
+    p = np.asarray(values, dtype=np.float64)
     order = np.argsort(p)  # nan last
     known = int(np.isfinite(p).sum())
     adjusted = np.full(len(p), np.nan)

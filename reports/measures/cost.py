@@ -1,4 +1,4 @@
-"""The figures of cost studies: records of `bench.cost_records` in, tables out, one definition each.
+"""The figures of cost studies: records of `bench.records.costs` in, tables out.
 
 Every function takes the newest record of each measurement, with the study's name as `run`.
 """
@@ -14,18 +14,19 @@ import pandas as pd
 from bench.decoding.engines.registry import ENGINES
 from bench.records.costs import ENGINE, FORWARD, QUIET, STEP
 from bench.records.runs import PHASES, REFERENCE, Record, label
-from reports.measures import metrics
-from reports.measures.metrics import Definitions
+from reports.measures import Definitions
+from reports.measures.acceptance import accepted
+from reports.measures.speedup import speedup
 
-# What two measurements that are set against each other share.
+# What two measurements must share to be compared.
 SETTINGS = ("run", "package_version", "model", "revision", "dtype", "device", "engine", "context")
 
-NARROWEST = 0.9  # of the nodes that a length was accepted with, for a step to stand for it
+NARROWEST = 0.9  # of the nodes that a length was accepted with, for a step to be used with it
 
-COSTS: Definitions = (
+DEFINITIONS: Definitions = (
     (
         "Forward",
-        "median time of one forward of the target over a tree of that width, behind that many "
+        "median time of one forward of the target over a tree of that width, after that many "
         "cached tokens, on an idle device, with the middle half of the repeats in brackets. "
         "Nothing is committed. Repeats are interleaved by width.",
     ),
@@ -44,10 +45,10 @@ COSTS: Definitions = (
     ("Start-up", "making the engine, its first prefill and its first forwards at every width."),
     (
         "Step",
-        "one verify step of a method: drafting, the verify forward, accepting and all else, each "
+        "one verify step of a method: drafting, the verify forward, accepting and the rest, each "
         "the median over turns of its seconds per step; the step is the sum of the four. Prompts "
-        "are random tokens, so the lengths accepted here say nothing, and methods that draft from "
-        "the text find little in it: nodes/step says how wide their trees were.",
+        "are random tokens, so the lengths accepted here are meaningless, and methods that draft "
+        "from the text find few drafts in it: nodes/step shows how wide their trees were.",
     ),
     ("Verification share", "the verify forward's part of the step."),
     (
@@ -57,8 +58,8 @@ COSTS: Definitions = (
     ),
     (
         "Break-even",
-        "the method's step divided by the reference's: it gains where it accepts more tokens a "
-        "step than that.",
+        "the method's step divided by the reference's: it is faster where its accepted length is "
+        "larger than that.",
     ),
     (
         "Random drafts",
@@ -75,7 +76,7 @@ COSTS: Definitions = (
         "Projection",
         "accepted length × reference's step / method's step, for models without a measured "
         "speedup. The accepted length is another model's, as named, of the same method with the "
-        "same parameters; the steps are this model's. It is no measurement. Left out where the "
+        "same parameters; the steps are this model's. It is not a measurement. Left out where the "
         f"trees here have less than {100 * NARROWEST:.0f} % of the nodes that the length was "
         "accepted with.",
     ),
@@ -145,13 +146,13 @@ def steps(costs: Sequence[Record]) -> pd.DataFrame:
 
 def projections(costs: Sequence[Record], records: pd.DataFrame) -> pd.DataFrame:
     """One row for each step of a model without a measured speedup and each accepted length that
-    another model has in `records` (as `metrics.prepare` returns them) with the same method and
+    another model has in `records` (as `prepare` returns them) with the same method and
     parameters, and trees as wide: source, dataset, temperature, accepted and projected.
     """
     table = steps(costs)
     if table.empty or records.empty:
         return pd.DataFrame()
-    speedups, lengths = metrics.speedup(records), metrics.accepted(records)
+    speedups, lengths = speedup(records), accepted(records)
     timed = set(speedups.loc[speedups["speedup"].notna(), "model"])
     known = lengths[lengths["accepted"].notna() & ~lengths["reference"]]
     rows = []
@@ -234,7 +235,7 @@ def _facts(record: Record) -> dict[str, Any]:
 
 
 def _bandwidth(record: Record) -> float:
-    """Bytes a second: the better of the two measured."""
+    """Bytes a second: the larger of the two measured."""
     return float(max(record["copy_bytes_per_s"], record["read_bytes_per_s"]))
 
 

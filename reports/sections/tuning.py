@@ -11,11 +11,14 @@ import pandas as pd
 
 from bench.records.runs import label
 from bench.records.tuned import FINAL, SEARCH, Entry, Place, Point
-from reports.measures import metrics
-from reports.page import figures
-from reports.page.tables import Cell, Head, Page, Section, Table, Tag, bounds, listed, number
+from reports.measures import Definitions
+from reports.page.figures import tuning
+from reports.page.figures.canvas import Panel
+from reports.page.format import bounds, listed, number
+from reports.page.model import Cell, Head, Page, Section, Table, Tag
+from reports.read.preparation import TUNING
 
-DEFINITIONS: metrics.Definitions = (
+DEFINITIONS: Definitions = (
     (
         "Speedup",
         "accepted length / seconds a step, times the reference's seconds a token: decode loops "
@@ -25,7 +28,7 @@ DEFINITIONS: metrics.Definitions = (
     (
         "Search",
         "parameter by parameter from the method's defaults; the values of one race on the same "
-        "few questions, and those far behind drop out. The first parameter's neighbours race once "
+        "few questions, and those much slower drop out. The first parameter's neighbours race once "
         "more at the end. A line joins settings that differ in one parameter alone.",
     ),
     (
@@ -55,8 +58,8 @@ def section(page: Page) -> Section:
         "tuning",
         "Tuning",
         "How tuned parameters were chosen: by decoding the question set "
-        f"{metrics.TUNING}, which is in no other table.",
-        figures.tuning([_panel(curve, len(places) > 1) for curve in curves]) if curves else None,
+        f"{TUNING}, which is in no other table.",
+        tuning.tuning([_panel(curve, len(places) > 1) for curve in curves]) if curves else None,
         [_table(curves)] if curves else [],
         DEFINITIONS,
     )
@@ -75,7 +78,7 @@ def _curves(page: Page) -> Iterator[_Curve]:
                 yield curve
 
 
-def _panel(curve: _Curve, several: bool) -> figures.Panel:
+def _panel(curve: _Curve, several: bool) -> Panel:
     """Its points, `line` naming the settings that share a line and `chosen` the one that won."""
     points, chosen = curve.entry.points, curve.entry.chosen
     along, others = _axis(points)
@@ -85,7 +88,7 @@ def _panel(curve: _Curve, several: bool) -> figures.Panel:
         for point in points
     ]
     place = f" · {curve.place.engine} · {curve.place.device}" if several else ""
-    return figures.Panel(curve.method + place, pd.DataFrame(rows))
+    return Panel(curve.method + place, pd.DataFrame(rows))
 
 
 def _axis(points: Sequence[Point]) -> tuple[str, list[str]]:

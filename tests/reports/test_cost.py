@@ -13,7 +13,7 @@ from bench.records.costs import ENGINE, FORWARD, STEP
 from bench.records.runs import Record
 from reports import build
 from reports.measures import cost as figures
-from reports.measures import metrics
+from reports.read.preparation import prepare
 from tests.reports import studies
 from tests.reports.fabricate import duel, write_run
 from tests.reports.studies import example, fast, measurement, skipped, turn, write_study
@@ -115,7 +115,7 @@ def measured(**changes: Any) -> pd.DataFrame:
 
 
 def _prepared(lines: list[Record]) -> pd.DataFrame:
-    return metrics.prepare(pd.DataFrame([{**line, "label": _label(line)} for line in lines]))
+    return prepare(pd.DataFrame([{**line, "label": _label(line)} for line in lines]))
 
 
 def _label(line: Record) -> str:
@@ -209,7 +209,7 @@ def test_a_projection_says_so_and_stays_apart(study: Path, tmp_path: Path) -> No
     page = page_of(tmp_path, study, write_run(tmp_path / "run", duel()))
     found = table_of(page, "Projection, not measured")
     assert "fast(n=3) random draft 1.33× 2.00 tiny mini 0 1.50" in found
-    assert "It is no measurement." in words(page)
+    assert "It is not a measurement." in words(page)
     for section in ("speedup", "accepted", "shares"):
         block = page.partition(f'<section id="{section}"')[2].partition("</section>")[0]
         assert block
