@@ -18,6 +18,7 @@ from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.records import runs as records
+from bench.records import validation
 from bench.records.runs import REFERENCE, STOCK_ENGINE
 from bench.run.runner import run_turn
 from bench.targets import synthetic
@@ -104,7 +105,7 @@ def test_equal_outputs_give_equal_counts() -> None:
             STOCK_ENGINE if row["label"] == "transformers_generate" else "eager"
         )
         assert (row["model"], row["dtype"]) == ("synthetic:predictable", "float32")
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
 
 def test_a_wrong_method_is_a_defect_and_a_lossy_one_is_not_compared(
@@ -137,7 +138,7 @@ def test_a_wrong_method_is_a_defect_and_a_lossy_one_is_not_compared(
         assert example["gap"] > audit_outputs.FLOAT32_GAP
     early = found["early at 0"]
     assert early["defects"] == early["compared"] - early["equal"] > 0
-    problems = [problem for problem in records.check("run") if "reference" in problem]
+    problems = [problem for problem in validation.check("run") if "reference" in problem]
     assert len(problems) == wrong["defects"] + early["defects"]
     lines = records.read("run")
     named = {lines[int(problem.split()[1].rstrip(":")) - 1]["method"] for problem in problems}
@@ -156,7 +157,7 @@ def test_a_float32_tie_must_agree_in_float64(
     (row,) = rows("run").values()
     assert row[verdict] == row["compared"] - row["equal"] > 0
     assert all(example["gap"] < 0.02 for example in row["examples"])
-    problems = records.check("run")
+    problems = validation.check("run")
     assert len(problems) == row["defects"]
 
 
@@ -166,7 +167,7 @@ def test_an_audit_follows_its_records(monkeypatch: pytest.MonkeyPatch) -> None:
     first = rows("run")
     data = Path("run/records.jsonl").read_bytes()
     Path("run/records.jsonl").write_bytes(data[: data.rindex(b"\n", 0, -1) + 1])
-    assert any("audit.json is of other records" in problem for problem in records.check("run"))
+    assert any("audit.json is of other records" in problem for problem in validation.check("run"))
     assert run("--out", "run", "--methods", "wrong", "--limit", "1") == 0
     assert rows("run") == first
 
@@ -184,7 +185,7 @@ def test_half_precision_classes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     for method in ("lookahead(n=5,w=7,g=7,prompt=true)", "prompt_lookup(n=3,k=10)"):
         assert found[f"{method} at 0"]["defects"] == 0
     assert found["wrong at 0"]["defects"] + found["wrong at 0"]["ties"] > 0
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
 
 # One difference

@@ -19,6 +19,7 @@ from bench.decoding.target import Step
 from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict, typical
 from bench.records import runs as records
+from bench.records import validation
 from tests import harness
 from tests.decoding.scripted import NoisyOracle
 from tests.harness import install, run
@@ -126,7 +127,7 @@ def test_a_float32_run_is_audited_again(capsys: pytest.CaptureFixture[str]) -> N
     found = audited()
     assert (found["reruns"], found["draws"], found["prompts_missing"]) == (8, 2048, 0)
     assert found["notes"] == []
-    assert records.check("run") == []
+    assert validation.check("run") == []
     text = capsys.readouterr()
     assert f"{3 * harness.TURNS} outputs compared: {3 * harness.TURNS} equal" in text.out
     assert text.err.count("\r") == 0  # no progress bar off a terminal

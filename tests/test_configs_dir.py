@@ -13,7 +13,7 @@ from bench.cli import PROVENANCE
 from bench.questions import sets
 from bench.questions.parsing import Questions
 from bench.questions.registry import REGISTRY
-from bench.records import runs as records
+from bench.records import validation
 from bench.run.__main__ import main
 from bench.run.config import resolve
 from bench.targets import registry as targets
@@ -137,7 +137,7 @@ def test_a_paper_run_decodes_with_drafts_in_the_published_layouts(
     with one_thread():
         assert main(list(flags)) == 0
     assert {record["status"] for record in kept("run")} == {"ok"}
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
     def greedy(method: str) -> dict[tuple[str, int], list[int]]:
         return {

@@ -12,7 +12,8 @@ import torch
 
 from baselines.medusa import published as medusa_layouts
 from bench.cli import Parser, add_arguments
-from bench.cost.__main__ import CostConfig, main
+from bench.cost.__main__ import main
+from bench.cost.config import CostConfig
 from bench.cost.device import bandwidth, facts, timed
 from bench.decoding.decoder import Block, Decoder
 from bench.decoding.engines import trial as engines
@@ -21,8 +22,9 @@ from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.errors import UsageError
 from bench.records.__main__ import main as check_records
-from bench.records.costs import COSTS, ENGINE, FORWARD, STEP, check, latest, read, violations
+from bench.records.costs import COSTS, ENGINE, FORWARD, STEP, latest, read, violations
 from bench.records.runs import REFERENCE, Record
+from bench.records.validation import check
 from bench.run.methods import discover, method, resolve
 from bench.run.runner import run_turn
 from bench.targets import registry as targets

@@ -12,11 +12,12 @@ from baselines.autoregressive import Autoregressive
 from bench.decoding.decoder import Block
 from bench.decoding.sampling import Sampling
 from bench.errors import UsageError
+from bench.files import canonical_sha256
 from bench.questions import history
 from bench.questions import sets as prompts
 from bench.questions.history import Prompt
-from bench.records import runs as records
-from bench.records.runs import FIGURES, REFERENCE, digest
+from bench.records import validation
+from bench.records.runs import FIGURES, REFERENCE
 from bench.run import methods
 from bench.run.prompting import renderer
 from bench.targets import registry as targets
@@ -66,7 +67,9 @@ def test_every_method_sees_the_references_greedy_answers() -> None:
     for turn in (1, 2):
         assert sorted(prompt_hashes("run", turn)) == sorted(said)
     for record in found:
-        expected = None if record["turn"] == 1 else digest([said[record["prompt_id"]]["text"]])
+        expected = (
+            None if record["turn"] == 1 else canonical_sha256([said[record["prompt_id"]]["text"]])
+        )
         assert record["history"] == expected
 
 
@@ -92,7 +95,7 @@ def test_another_runs_history_is_used_and_the_reference_is_not_asked() -> None:
     assert run(*flags) == 0
     assert prompt_hashes("two", 2) == prompt_hashes("one", 2)
     assert Path("two/history.jsonl").read_bytes() == given
-    assert records.check("two") == []
+    assert validation.check("two") == []
     before = harness.contents(Path("two"))
     assert run(*flags) == 0
     assert harness.contents(Path("two")) == before
@@ -104,7 +107,7 @@ def test_first_turns_need_no_history(capfd: pytest.CaptureFixture[str]) -> None:
     assert run("--out", "run", "--turns", "1") == 0
     assert Path("run/history.jsonl").read_bytes() == b""
     assert {r["turn"] for r in harness.kept("run")} == {1}
-    assert records.check("run") == []
+    assert validation.check("run") == []
     Path("empty.jsonl").touch()
     assert run("--out", "given", "--turns", "1", "--history", "empty.jsonl") == 0
     assert capfd.readouterr().out == ""
@@ -153,7 +156,7 @@ def test_a_failed_answer_skips_the_later_turn() -> None:
         assert all(skipped[name] is None for name in FIGURES)
     assert found.pop((REFERENCE, "3", 1))["status"] == "error"
     assert {record["status"] for record in found.values()} == {"ok"}
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
 
 @pytest.mark.usefixtures("fragile")
@@ -272,7 +275,11 @@ def test_prompts_grow_by_the_answers(loaded: Loaded) -> None:
     )
     assert all(texts[2].startswith(text) for text in texts)
     said = ["answer 1", "answer 2"]
-    assert [prompt.history for prompt in found] == [None, digest(said[:1]), digest(said)]
+    assert [prompt.history for prompt in found] == [
+        None,
+        canonical_sha256(said[:1]),
+        canonical_sha256(said),
+    ]
     assert len({prompt.sha256 for prompt in found}) == 3
 
 
@@ -296,7 +303,7 @@ def test_known_answers_are_not_asked_for(loaded: Loaded) -> None:
     skipped = [prompt for prompt in found if prompt.skip]
     assert [(prompt.prompt_id, prompt.turn) for prompt in skipped] == [("2", 2), ("3", 2)]
     assert all(prompt.ids == () for prompt in skipped)
-    assert found[1].history == digest(["known"])
+    assert found[1].history == canonical_sha256(["known"])
     rest = list(history.prompts(questions, 1, MODEL, renderer(loaded), known, answer))
     assert [prompt.turn for prompt in rest] == [1, 1, 1]
     assert rest[0] == found[0]

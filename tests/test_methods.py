@@ -13,7 +13,7 @@ from baselines.lookahead import Lookahead, LookaheadSettings
 from bench.decoding.decoder import Block, Decoder, Settings, TargetInfo
 from bench.decoding.sampling import Sampling
 from bench.errors import UsageError
-from bench.records import runs as records
+from bench.records import validation
 from bench.records.runs import REFERENCE
 from bench.run import methods
 from bench.run.__main__ import main
@@ -270,7 +270,7 @@ def test_another_packages_decoder_runs_in_the_suite(
     (skipped,) = harness.of("run", "homeless")
     assert skipped["status"] == "skipped"
     assert skipped["error"] == "no weights for synthetic:predictable"
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
 
 # The list

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from bench.files import canonical_sha256
 from bench.questions.history import Prompt
-from bench.records.runs import FIELDS, digest
+from bench.records.runs import FIELDS
 from bench.run import grid as grid_module
 from bench.run.grid import Cell, GridPoint, generator_seed, grid
 from bench.run.methods import Method, resolve
@@ -154,7 +155,12 @@ def test_the_order_of_parameters_is_not_in_the_key() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"prompt_id": "x"}, {"turn": 3}, {"ids": (1, 2, 0)}, {"history": digest(["an answer"])}],
+    [
+        {"prompt_id": "x"},
+        {"turn": 3},
+        {"ids": (1, 2, 0)},
+        {"history": canonical_sha256(["an answer"])},
+    ],
 )
 def test_the_prompt_is_in_the_key(changes: dict[str, Any]) -> None:
     assert CELL.key(replace(PROMPTS[0], **changes)) != CELL.key(PROMPTS[0])

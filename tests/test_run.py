@@ -20,6 +20,7 @@ from bench.decoding.decoder import Block, Settings, TargetInfo
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.records import runs as records
+from bench.records import validation
 from bench.records.runs import FIGURES, REFERENCE, RunFolder
 from tests import harness
 from tests.harness import install, run
@@ -347,7 +348,7 @@ def test_as_a_command() -> None:
 
 
 def test_a_run_is_complete_and_quiet(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert records.check(whole) == []
+    assert validation.check(whole) == []
     names = {path.name for path in whole.iterdir()} - {".lock"}
     files = ("records.jsonl", "history.jsonl", "audit.json", "run.yaml", "environment.json")
     assert names == set(files)
@@ -389,7 +390,7 @@ def test_models_sets_and_temperatures_share_a_run() -> None:
     sets = ("--datasets", harness.QUESTIONS, "more.jsonl", "--limit", "2", "--turns", "1")
     flags = (*models, *sets, "--temperature", "0", "1", "--methods", "prompt_lookup")
     assert run(*flags, "--out", "out") == 0
-    assert records.check("out") == []
+    assert validation.check("out") == []
     table = records.frame(["out"])
     sizes = table.groupby(["model", "dataset", "temperature", "method"]).size()
     assert len(sizes) == 2 * 2 * 2 * 2
@@ -419,7 +420,7 @@ def test_a_torn_last_line_is_written_again(name: str, lost: int, whole: Path, do
     path.write_bytes(data[:-lost])
     assert run("--out", "out") == 0
     assert harness.outputs(done) == harness.outputs(whole)
-    assert records.check(done) == []
+    assert validation.check(done) == []
     if name == "history.jsonl":
         assert path.read_bytes() == data
         assert (done / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
@@ -505,7 +506,7 @@ def test_a_kill_at_any_moment_costs_one_turn_at_most() -> None:
     assert len(expected) == 2 * len(harness.LABELS) * harness.TURNS
     assert harness.outputs("killed") == expected
     assert sorted(record["key"] for record in records.read("killed")) == sorted(expected)
-    assert records.check("killed") == []
+    assert validation.check("killed") == []
     for name in ("run.yaml", "history.jsonl"):
         assert Path("killed", name).read_bytes() == Path("whole", name).read_bytes()
 
@@ -560,7 +561,7 @@ def test_a_failure_is_tried_again_and_counts_until_it_works(
     assert run(*flags) == 0
     assert len(records.read("out")) == size + harness.TURNS
     assert [r["status"] for r in harness.of("out", "flaky")] == ["ok"] * harness.TURNS
-    assert records.check("out") == []
+    assert validation.check("out") == []
 
 
 def test_an_interrupted_run_says_how_to_go_on(

@@ -17,6 +17,7 @@ from bench.decoding.phases import PHASES, Phase, PhaseClock
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.records import runs as records
+from bench.records import validation
 from bench.records.runs import FIGURES, REFERENCE
 from bench.run.runner import StopRule, Turn, run_stock, run_turn
 from bench.targets import synthetic
@@ -340,7 +341,7 @@ def test_failures_are_records_without_figures_and_stop_no_one(
     assert {"ok", "error"} == set(careless)
     for method in (REFERENCE, "prompt_lookup"):
         assert [r["status"] for r in harness.of("run", method)] == ["ok"] * harness.TURNS
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
 
 def test_accept_lengths_sum_and_every_lossless_row_equals_the_reference(
@@ -369,7 +370,7 @@ def test_steps_are_kept_of_the_first_repeat(
     harness.work_in(tmp_path, monkeypatch)
     assert run("--out", "run", "--repeats", "2", "--max-new-tokens", "24") == 0
     found = harness.kept("run")
-    assert records.check("run") == []
+    assert validation.check("run") == []
     for record in found:
         steps = record["steps"]
         if record["repeat"] or record["method"] == "transformers_generate":
@@ -412,7 +413,7 @@ def test_sampling_is_seeded_by_repeat_and_shared_by_methods(
     for repeat in (0, 1):
         stock = answers("one", "transformers_generate", repeat)
         assert stock == answers("one", REFERENCE, repeat)
-    assert records.check("one") == []
+    assert validation.check("one") == []
 
 
 class Watched(PromptLookup):

@@ -80,12 +80,14 @@ class TargetModel(ABC):
         cache: `cache.length` rows are committed: the prompt and every emitted token but the newest.
         length: int64 [1], the same number on the device.
         runs_ahead: whether work may be launched between `commit` and its `wait`.
+        exact: whether a node's logits are the same at every width of the tree, bit for bit.
         fuses: whether matmuls are fused with their neighbours here, so that a draft should be
             written in `bench.decoding.engines.ops`.
     """
 
     engine: ClassVar[str]
     runs_ahead: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
     fuses: ClassVar[bool] = False
 
     def __init__(self, model: Any, name: str = "") -> None:

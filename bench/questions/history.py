@@ -6,7 +6,6 @@ answers are kept in `history.jsonl`, so that every method, engine and machine se
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from bench.errors import UsageError
-from bench.files import canonical_sha256
+from bench.files import canonical_sha256, sha256_of_file
 from bench.questions.chat import Message
 from bench.questions.parsing import Question, Questions
 
@@ -76,7 +75,7 @@ def read(text: str, origin: str) -> Entries:
 def sha256(path: Path) -> str:
     """Of a history file. UsageError where it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of_file(path)
     except OSError as error:
         raise UsageError(f"cannot read --history {path}: {error.strerror}") from None
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from bench.errors import UsageError
+from bench.files import sha256_of_bytes
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -59,7 +59,7 @@ def parse(name: str, raw: bytes, origin: str) -> Questions:
     text = datasets.Value("string")
     features = datasets.Features(question_id=text, category=text, turns=datasets.List(text))
     dataset = datasets.Dataset.from_list(rows, features=features)
-    return Questions(name, hashlib.sha256(raw).hexdigest(), dataset)
+    return Questions(name, sha256_of_bytes(raw), dataset)
 
 
 def _question(line: bytes, where: str) -> Question:

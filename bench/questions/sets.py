@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import replace
 from itertools import zip_longest
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.errors import UsageError, one_line
+from bench.files import sha256_of_bytes
 from bench.questions import registry
 from bench.questions.parsing import Questions, parse
 from bench.questions.registry import QuestionSet
@@ -34,10 +34,10 @@ def load(name_or_path: str, data_dir: Path | None) -> Questions:
     if path is None:
         return parse(entry.name, _download(entry), origin=entry.name)
     raw = _read(path)
-    if _sha256(raw) != entry.sha256:
+    if sha256_of_bytes(raw) != entry.sha256:
         raise UsageError(
             f"{path} is not the registered set {entry.name!r}: expected sha256 {entry.sha256},"
-            f" found {_sha256(raw)}; replace the file"
+            f" found {sha256_of_bytes(raw)}; replace the file"
         )
     return parse(entry.name, raw, origin=str(path))
 
@@ -48,7 +48,7 @@ def _load_path(name_or_path: str) -> Questions:
         raise _unknown(name_or_path)
     raw = _read(path)
     registered = registry.REGISTRY.get(path.stem)
-    if registered is not None and _sha256(raw) != registered.sha256:
+    if registered is not None and sha256_of_bytes(raw) != registered.sha256:
         # Records name a set, so another file must not take the name of the published one.
         raise UsageError(
             f"{path} has the name of the registered set {path.stem!r} but other content; rename it"
@@ -63,9 +63,11 @@ def status(name: str, data_dir: Path | None) -> str | None:
     entry = registry.REGISTRY[name]
     path = _local(entry, data_dir)
     if path is not None:
-        return None if _sha256(_read(path)) == entry.sha256 else f"{path} has a wrong checksum"
+        return (
+            None if sha256_of_bytes(_read(path)) == entry.sha256 else f"{path} has a wrong checksum"
+        )
     cached = _cached(entry)
-    if cached.is_file() and _sha256(_read(cached)) == entry.sha256:
+    if cached.is_file() and sha256_of_bytes(_read(cached)) == entry.sha256:
         return None
     return "to be fetched on first use"
 
@@ -96,10 +98,6 @@ def _unknown(name: str) -> UsageError:
 
 
 # Files
-
-
-def _sha256(raw: bytes) -> str:
-    return hashlib.sha256(raw).hexdigest()
 
 
 def _read(path: Path) -> bytes:
@@ -144,12 +142,12 @@ def _cached(entry: QuestionSet) -> Path:
 def _download(entry: QuestionSet) -> bytes:
     """The set's bytes through the download cache; a corrupt cached file is fetched once more."""
     raw = _fetch(entry, force=False)
-    if _sha256(raw) != entry.sha256:
+    if sha256_of_bytes(raw) != entry.sha256:
         raw = _fetch(entry, force=True)
-    if _sha256(raw) != entry.sha256:
+    if sha256_of_bytes(raw) != entry.sha256:
         raise UsageError(
             f"{_url(entry)} is not the registered set {entry.name!r}: expected sha256"
-            f" {entry.sha256}, found {_sha256(raw)}; give a folder with the right"
+            f" {entry.sha256}, found {sha256_of_bytes(raw)}; give a folder with the right"
             f" {entry.name}.jsonl as --data-dir"
         )
     return raw

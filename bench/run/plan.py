@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
@@ -14,6 +13,7 @@ import torch
 from bench import cli as settings
 from bench import environment
 from bench.errors import UsageError
+from bench.files import sha256_of_bytes
 from bench.questions import history
 from bench.questions import sets as question_sets
 from bench.questions.parsing import Questions
@@ -79,7 +79,7 @@ class Plan:
             return found
         text = self.tuned.text
         if text is not None:
-            return found | {"tuned_sha256": hashlib.sha256(text.encode()).hexdigest()}
+            return found | {"tuned_sha256": sha256_of_bytes(text.encode())}
         # Fed back: every parameter is spelled out, so nothing was looked up; keep the old hash.
         same = found["methods"] == expected.get("methods")
         return found | {"tuned_sha256": expected.get("tuned_sha256") if same else None}
@@ -136,7 +136,7 @@ class Plan:
         now = environment.collect(
             self.config.device, {"datasets": self.provenance["datasets"], "dtype": str(self.dtype)}
         )
-        environment.stamp(folder, "run.yaml", text, now)
+        folder.stamp("run.yaml", text, now)
         if self.tuned and self.tuned.text:
             folder.write_once(tuned.FILE, self.tuned.text)
         if self.config.history and folder.read(history.FILE) is None:

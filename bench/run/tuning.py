@@ -9,12 +9,12 @@ from typing import Any
 from bench.decoding.decoder import TargetInfo
 from bench.environment import device_kind
 from bench.errors import UsageError
+from bench.files import cache_root
 from bench.records import tuned
 from bench.records.tuned import Entry, Place, Tuned
 from bench.run.methods import Method
 from bench.targets import registry as targets
 from bench.targets.registry import Target
-from bench.targets.smollm2 import cache_root
 
 SHIPPED = Path(__file__).with_name("tuned_files")
 

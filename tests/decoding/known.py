@@ -104,13 +104,13 @@ def known_predictable(kv_heads: int, favourite: int | None = None) -> Known:
     return Known(predictable(kv_heads=kv_heads, favourite=favourite)[0])
 
 
-def tiny_model(vocab: int, seed: int = 0) -> LlamaForCausalLM:
-    """One layer, hidden size 32, random weights large enough that the context matters."""
+def tiny_model(vocab: int, seed: int = 0, layers: int = 1) -> LlamaForCausalLM:
+    """Hidden size 32, random weights large enough that the context matters."""
     config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,

@@ -10,6 +10,7 @@ CLASSES = MappingProxyType(
         "eager": "bench.decoding.engines.eager:EagerTarget",
         "graph": "bench.decoding.engines.graph:GraphTarget",
         "compile": "bench.decoding.engines.compile:CompiledTarget",
+        "exact": "bench.decoding.engines.exact:ExactTarget",
     }
 )
 ENGINES = tuple(CLASSES)  # in the order of every table

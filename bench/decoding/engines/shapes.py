@@ -6,6 +6,8 @@ from torch import Tensor
 
 FEW = 64  # rows that our products take; more go to the library
 WIDE = 2560  # columns that a program holds at once
+PART = 64  # positions that attention sums at a time where the order must not depend on the width
+TILE = 16  # rows of every tile where sums must not depend on the number of rows
 
 
 def small(weight: Tensor) -> bool:
@@ -19,6 +21,14 @@ def whole(rows: int, weight: Tensor) -> bool:
     residual behind."""
     K = weight.shape[1]
     return (rows <= FEW and small(weight)) or (rows == 1 and (K <= WIDE or K & (K - 1) == 0))
+
+
+def whole_tile(itemsize: int, weight: Tensor) -> bool:
+    """As `whole`, for tiles of TILE rows however many rows there are.
+
+    itemsize: bytes of a number.
+    """
+    return itemsize == 2 and small(weight)
 
 
 def multiplies(rows: int, itemsize: int, weight: Tensor) -> bool:
