@@ -100,7 +100,7 @@ class Lookahead(TreeDecoder):
         guesses = len(tokens)
         self._hang_window(tokens, parents)
         acceptable = [node < guesses for node in range(len(tokens))]
-        topology = Topology.of(parents, self.target.device, acceptable, lasting=False)
+        topology = Topology.of(parents, self.target.device, acceptable)
         return TokenTree(self.target.tensor(tokens), topology)
 
     def _hang_guesses(self, tokens: list[int], parents: list[int]) -> None:

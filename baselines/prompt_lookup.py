@@ -52,7 +52,7 @@ class PromptLookup(TreeDecoder):
         self._chain = lru_cache(maxsize=None)(self._make_chain)
 
     def _make_chain(self, width: int) -> Topology:
-        return Topology.of(list(range(-1, width - 1)), self.target.device)
+        return Topology.of(list(range(-1, width - 1)), self.target.device, lasting=True)
 
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:
         self._ids, self._after = [], {}

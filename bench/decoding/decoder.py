@@ -189,30 +189,30 @@ class TreeDecoder(Decoder):
             with clock.phase("verify"):
                 step = target.forward(tree)
             with clock.phase("accept"):
+                own = target.unpad(tree, step, drafted.width)
                 verdict = self._settle(drafted, tree, step, sampling)
-                reading = target.commit(tree, verdict, self.also(step))
+                reading = target.commit(tree, verdict, self.also(own[1]))
             drafts, depth = drafted.width - 1, drafted.topology.height
             ahead = self.on_device and target.runs_ahead
             if ahead:
                 clock.ahead()
-                drafted, tree = self._following(tree, step, verdict)
+                drafted, tree = self._following(own, verdict)
             with clock.phase("accept"):
                 path, ids, also = reading.wait()
             block = Block(tuple(ids), drafts, tuple(path[1:]), depth)
             yield block
             if not ahead:
-                drafted, tree = self._following(tree, step, verdict, block, also)
+                drafted, tree = self._following(own, verdict, block, also)
 
     def _following(
         self,
-        tree: TokenTree,
-        step: Step,
+        verified: tuple[TokenTree, Step],
         verdict: Verdict,
         block: Block | None = None,
         also: Sequence[int] = (),
     ) -> tuple[TokenTree, TokenTree]:
         with self.target.clock.phase("draft"):
-            self.advance(tree, step, verdict)
+            self.advance(*verified, verdict)
             if block is not None:
                 self.observe(block, also)
             return self._draft_and_place()

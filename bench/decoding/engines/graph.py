@@ -37,6 +37,8 @@ class GraphTarget(TargetModel):
         AttentionInterface.register(ATTENTION, _attend)
         self.epoch = 0  # goes up when captured addresses are no longer valid
         self._buffers: dict[int, StaticBuffers] = {}
+        self._unpadded: dict[tuple[int, ...], tuple[TokenTree, Step, tuple[TokenTree, Step]]] = {}
+        self._replays = self.device.type == "cuda"
         self._root_landing = _pinned(1, self.device)
         self.reserve(min(ROWS, round_up(self.max_positions)))
 
@@ -51,15 +53,19 @@ class GraphTarget(TargetModel):
         before = self.cache.capacity
         super().reserve(rows + WIDTHS[-1])
         if self.cache.capacity != before:
-            self.epoch += 1
-            self._buffers.clear()
+            self._start_anew()
 
     def tap(self, *layers: int) -> None:
-        known = len(self._taps)
+        known = len(self._taps.states)
         super().tap(*layers)
-        if len(self._taps) > known:
-            self.epoch += 1
-            self._buffers.clear()
+        if len(self._taps.states) > known:
+            self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Addresses that graphs were captured with are no longer valid."""
+        self.epoch += 1
+        self._buffers.clear()
+        self._unpadded.clear()
 
     def capture(self, function: Function) -> Function:
         return _Captured(self, function)  # type: ignore[return-value]
@@ -111,6 +117,17 @@ class GraphTarget(TargetModel):
         buffers = self._buffers[tree.width]
         buffers.show(tree)
         return buffers.run()
+
+    def unpad(self, tree: TokenTree, step: Step, width: int) -> tuple[TokenTree, Step]:
+        if tree.width == width:
+            return tree, step
+        if not self._replays:  # nothing is told apart by identity, and every step is a new object
+            return _cropped(tree, width), step.first(width)
+        key = (id(tree), id(step), width)
+        if key not in self._unpadded:  # arguments are kept, so that their ids stay theirs
+            own = _cropped(tree, width), step.first(width)
+            self._unpadded[key] = tree, step, own
+        return self._unpadded[key][2]
 
     def store_verdict(self, tree: TokenTree, verdict: Verdict) -> Verdict:
         """In the buffers of its width, and counted on the device."""
@@ -203,7 +220,7 @@ class StaticBuffers:
         """Every node below the one before: a piece of a prompt."""
         if self._chain is None:
             device = self.tokens.device
-            self._chain = self._keep(Topology.of(range(-1, self.width - 1), device))
+            self._chain = self._keep(Topology.of(range(-1, self.width - 1), device, lasting=True))
         return self._chain
 
     def show(self, tree: TokenTree) -> None:
@@ -248,6 +265,21 @@ class StaticBuffers:
 def _pinned(count: int, device: torch.device) -> Tensor:
     """int64 [count] on the host, where copies from the device need not wait."""
     return torch.empty(count, dtype=torch.long, pin_memory=device.type == "cuda")
+
+
+def _cropped(tree: TokenTree, width: int) -> TokenTree:
+    """The first nodes of a padded tree, in the same buffers."""
+    full = tree.topology
+    assert full.acceptable is not None
+    topology = _over(
+        full.parents[:width],
+        full.acceptable[:width],
+        full.ancestors[:width, :width],
+        full.depths[:width],
+        full.lasting,
+        full.height,
+    )
+    return TokenTree(tree.tokens[:width], topology)
 
 
 def _over(
@@ -329,7 +361,7 @@ class _Captured:
         self._epoch = target.epoch
 
     def __call__(self, *arguments: object) -> Any:
-        if self._target.device.type != "cuda":
+        if not self._target._replays:
             return self._function(*arguments)
         if self._epoch != self._target.epoch:
             self._recordings.clear()
@@ -354,6 +386,7 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor,
     committed: Tensor,
+    scaling: float,
     **_kwargs: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention over the whole cache, of which the committed rows and the tree's
@@ -362,5 +395,5 @@ def _attend(
     query: [1, H, w, D]; key, value: [1, G, rows, D]; mask: bool [1, 1, w, w]; committed: int64 [1].
     """
     q = query[0].transpose(0, 1)
-    out = ops.attend(q, key[0], value[0], committed, attention_mask[0, 0])
+    out = ops.attend(q, key[0], value[0], committed, attention_mask[0, 0], scale=scaling)
     return out[None], None

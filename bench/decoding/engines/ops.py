@@ -102,7 +102,13 @@ def add_norm(x: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tu
 
 
 def attend(
-    q: Tensor, keys: Tensor, values: Tensor, length: Tensor, visible: Tensor, context: bool = True
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    length: Tensor,
+    visible: Tensor,
+    context: bool = True,
+    scale: float | None = None,
 ) -> Tensor:
     """Attention of tree nodes to the committed rows and to the tree's own rows behind them.
 
@@ -112,6 +118,7 @@ def attend(
         length: int64 [1].
         visible: bool [w, m].
         context: False hides the committed rows.
+        scale: of the scores; D ** -0.5 if None.
 
     Returns:
         [w, H, D].
@@ -119,14 +126,14 @@ def attend(
     if _on_gpu(q) and _fits(q.shape[-1]):
         from bench.decoding.engines import kernels
 
-        return kernels.attend(q, keys, values, length, visible, context)
+        return kernels.attend(q, keys, values, length, visible, context, scale)
     rows = torch.arange(keys.shape[1], device=q.device)
     seen = torch.zeros(q.shape[0], keys.shape[1], dtype=torch.bool, device=q.device)
     if context:
         seen |= rows < length
     own = length + torch.arange(visible.shape[1], device=q.device)
     seen = seen.index_copy(1, own, visible)
-    return _sdpa(q, keys, values, seen)
+    return _sdpa(q, keys, values, seen, scale)
 
 
 def attend_rotated(
@@ -423,13 +430,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float | None) -> Tensor:
     """q [w, H, D] over keys, values [G, rows, D] under bool [w, rows] -> [w, H, D]."""
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         keys[None],
         values[None],
         attn_mask=seen[None, None],
+        scale=scale,
         enable_gqa=keys.shape[0] != q.shape[1],
     )
     return out[0].transpose(0, 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -52,9 +53,14 @@ def trial(target: TargetModel) -> str | None:
     of plain forwards, or, where the engine promises it, a path whose logits are not those of one
     token at a time, bit for bit. None where they work.
 
-    Every captured width is tried behind a short context and a long one.
+    Every captured width is tried behind a short context and a long one; products of kernels are
+    compared with float64 at every width.
     """
     plain = EagerTarget(target.model, target.name)
+    for width in WIDTHS:
+        why = _or_error(partial(target.faulty_product, width))
+        if why is not None:
+            return f"{width} rows: {why}"
     for tokens in CONTEXTS:
         tokens = max(min(tokens, target.max_positions - DEEPEST), 1)
         prompt = [(7 * i * i + i) % target.vocab_size for i in range(tokens)]
@@ -65,13 +71,18 @@ def trial(target: TargetModel) -> str | None:
         noise = max(_off(logits, expected[NOISE_WIDTH][node]) for node, logits in path)
         near = max(NEAR[target.dtype], 2 * noise)
         for width in WIDTHS:
-            try:
-                why = _try(target, prompt, expected[width], near)
-            except Exception as error:  # whatever a compiler or the device raises
-                why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            why = _or_error(partial(_try, target, prompt, expected[width], near))
             if why is not None:
                 return f"width {width}, context {len(prompt)}: {why}"
     return None
+
+
+def _or_error(check: Callable[[], str | None]) -> str | None:
+    """What the check says, or the first line of what a compiler or the device raised in it."""
+    try:
+        return check()
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _try(target: TargetModel, prompt: Sequence[int], expected: Tensor, near: float) -> str | None:

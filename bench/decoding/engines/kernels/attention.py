@@ -269,12 +269,14 @@ def attend(
     length: Tensor,
     visible: Tensor,
     context: bool,
+    scale: float | None = None,
 ) -> Tensor:
     """Keys and values of the tree lie in the cache behind the committed rows."""
     n, heads, size = q.shape
     return _attention(
-        q, q.stride(0), keys, values, q, q, 0, None, None, length, length, visible, heads, context
-    ).view(n, heads, size)
+        q, q.stride(0), keys, values, q, q, 0, None, None, length, length, visible,
+        heads, context, scale,
+    ).view(n, heads, size)  # fmt: skip
 
 
 def attend_rotated(
@@ -313,6 +315,7 @@ def _attention(
     visible: Tensor,
     heads: int,
     context: bool,
+    scale: float | None = None,
 ) -> Tensor:
     nodes, fresh = visible.shape
     kv_heads, _, size = keys.shape
@@ -341,7 +344,7 @@ def _attention(
         sums,
         nodes,
         fresh,
-        size**-0.5,
+        size**-0.5 if scale is None else scale,
         q_stride,
         fresh_stride,
         keys.stride(0),
