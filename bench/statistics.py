@@ -72,8 +72,9 @@ def interval(sums: Floats, figure: Figure) -> tuple[float, float]:
     return (float(found.low[0]), float(found.high[0]))
 
 
-def holm(p: Floats) -> Floats:
-    """p-values corrected for there being several (Holm's step-down method); nan stays nan."""
+def holm(values: npt.ArrayLike) -> Floats:
+    """p-values corrected for their number (Holm 1979, step-down); nan stays nan."""
+    p = np.asarray(values, dtype=np.float64)
     order = np.argsort(p)  # nan last
     known = int(np.isfinite(p).sum())
     adjusted = np.full(len(p), np.nan)

@@ -6,31 +6,30 @@ python -m reports.build results/<run> [...] [--out reports/index.html]
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-import yaml
 
+from bench import files
 from bench.errors import UsageError
 from bench.records import costs as cost_records
-from bench.records import journal, tuned
+from bench.records import journal
 from bench.records import runs as records
-from reports.measures import metrics
-from reports.page import layout, rendering
-from reports.page.tables import Page, Run, Section
-from reports.read import ingest
-from reports.read.processes import side_by_side
-from reports.sections import comparability, cost, sections
+from reports import sections
+from reports.page import csv, filters, glossary, rendering
+from reports.page.model import Page, Section
+from reports.read import companions, runs, studies
+from reports.read.companions import RunInfo
+from reports.read.lines import collecting_later
+from reports.read.parallel import side_by_side
+from reports.read.preparation import TUNING, prepare
+from reports.read.safe_text import inert
+from reports.sections import comparability, cost, header
 
 OUT = Path("reports/index.html")
-RUN_SETTINGS = "run.yaml"
 LARGE = 20_000  # records whose page two processes make
 
 
@@ -40,7 +39,7 @@ def build(folders: Sequence[Path], out: Path) -> None:
 
     UsageError where nothing of a folder can be used, or `out` cannot be written.
     """
-    with ingest.collecting_later():
+    with collecting_later():
         page = load(folders)
         for notice in page.notices:
             print(f"note: {notice}", file=sys.stderr)
@@ -49,34 +48,36 @@ def build(folders: Sequence[Path], out: Path) -> None:
 
 def load(folders: Sequence[Path]) -> Page:
     """The records and companions of runs and studies, which are named after their folders."""
-    names = [ingest.inert(Path(folder).resolve().name) for folder in folders]
+    names = [inert(Path(folder).resolve().name) for folder in folders]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise UsageError(f"two runs are named {twice}; give each folder once, or rename one")
-    frames = [ingest.empty()]
+    frames = [runs.empty()]
     costs: list[records.Record] = []
-    runs = []
+    found: list[RunInfo] = []
     notices: list[str] = []
     for folder, name in zip(map(Path, folders), names, strict=True):
         study = journal.holds(folder, cost_records.COSTS)
-        run = _run(folder, name, cost_records.SETTINGS if study else RUN_SETTINGS)
+        run = companions.read(
+            folder, name, cost_records.SETTINGS if study else companions.RUN_SETTINGS
+        )
         if study:
-            measured, said = ingest.study(folder, name, run.settings)
+            measured, said = studies.read_study(folder, name, run.settings)
             costs += measured
         else:
-            frame, said = ingest.run(folder, name, run.settings)
+            frame, said = runs.read_run(folder, name, run.settings)
             frames.append(frame)
-        runs.append(run)
+        found.append(run)
         notices += said
     table = pd.concat(frames[1:] or frames, ignore_index=True)
-    shown = table[table["dataset"] != metrics.TUNING]
-    return Page(runs, metrics.prepare(shown), len(table) - len(shown), costs, notices)
+    shown = table[table["dataset"] != TUNING]
+    return Page(found, prepare(shown), len(table) - len(shown), costs, notices)
 
 
 def render(page: Page, makers: Sequence[Callable[[Page], Section]] = ()) -> str:
     """The page as one HTML text, with the sections of `makers` or, where it is empty, with all."""
     environment = rendering.environment()
-    environment.filters |= {"csv": layout.download, "anchor": layout.anchor}
+    environment.filters |= {"csv": csv.download, "anchor": glossary.anchor}
     table = page.records
     models = dict.fromkeys([*table["model"], *(record["model"] for record in page.costs)])
     versions = [*table["package_version"], *(record["package_version"] for record in page.costs)]
@@ -87,17 +88,17 @@ def render(page: Page, makers: Sequence[Callable[[Page], Section]] = ()) -> str:
     return environment.get_template("report.html.j2").render(
         title=": ".join(filter(None, ("Decoding benchmark", ", ".join(models)))),
         runs=page.runs,
-        style=rendering.assets("style.css", "viewer.css"),
-        script=rendering.assets("script.js", "viewer.js"),
-        smoke=sections.smoke(page),
-        notes=[*sections.notes(page), *page.notices],
+        style=rendering.assets("style.css", "answers.css"),
+        script=rendering.assets("script.js", "answers.js"),
+        smoke=header.smoke(page),
+        notes=[*header.notes(page), *page.notices],
         warnings=comparability.notes(page),
         compared=next((s.id for s in shown if s.id == "comparability"), None),
-        cards=cost.cards(page) if study else sections.cards(page),
+        cards=cost.cards(page) if study else header.cards(page),
         sections=shown,
-        glossary=layout.Glossary(shown),
-        filters=layout.filters(page),
-        filtered=layout.HEADS,
+        glossary=glossary.Glossary(shown),
+        filters=filters.filters(page),
+        filtered=filters.HEADS,
         count=len(good),
         good=sum(good),
         versions=list(dict.fromkeys(versions)),
@@ -117,73 +118,14 @@ def _made(page: Page, makers: Sequence[Callable[[Page], Section]]) -> list[Secti
     return [*chain.from_iterable(zip(first, second, strict=False)), *first[len(second) :]]
 
 
-def _run(folder: Path, name: str, settings_name: str) -> Run:
-    settings_text = _text(folder / settings_name)
-    try:
-        settings = yaml.safe_load(settings_text or "") or {}
-        environment = json.loads(_text(folder / "environment.json") or "null")
-    except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UsageError(
-            f"{settings_name} or environment.json in {folder} is damaged ({reason}); restore it"
-        ) from None
-    if not isinstance(settings, Mapping) or not isinstance(environment, Mapping | None):
-        raise UsageError(
-            f"{settings_name} or environment.json in {folder} holds no mapping; restore it"
-        )
-    state, audited = _audit(folder)
-    found = tuned.read(folder / tuned.FILE)
-    settings, environment = ingest.inert_values(settings), ingest.inert_values(environment)
-    shown = "\n".join(map(ingest.inert, (settings_text or "").splitlines()))
-    return Run(name, settings, shown, environment, state, audited, found, settings_name)
-
-
-def _audit(folder: Path) -> tuple[str, list[dict[str, Any]]]:
-    """Whether the outputs were audited, in words, and the audit's rows if they were."""
-    found = _text(folder / records.AUDIT)
-    if found is None:
-        return "not audited", []
-    try:
-        written = journal.sha256(folder, records.RECORDS)
-    except UsageError:  # an archive that is cut off, of which a part can be read
-        written = None
-    try:
-        audit = json.loads(found)
-        rows = [
-            {**row, **{n: row[n] for n in (*metrics.NAME[1:], *metrics.AUDIT, "examples")}}
-            for row in audit["rows"]
-            if row["dataset"] != metrics.TUNING
-        ]
-        fresh = audit["records_sha256"] == written
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(
-            f"{folder / records.AUDIT} is damaged ({error!r}); run the audit again"
-        ) from None
-    return ("audited", rows) if fresh else ("audit is of older records", [])
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path} ({error}); restore it") from None
-
-
 def write(out: Path, text: str, flag: str = "--out") -> None:
     """Writes the file whole or not at all. UsageError, which names the `flag` that it came by,
     where it cannot be written."""
     if out.is_dir():
         raise UsageError(f"cannot write {out}: it is a folder; choose another {flag}")
-    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-        draft.replace(out)
+        files.write_text(out, text, errors="backslashreplace")
     except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
         raise UsageError(f"cannot write {out} ({error.strerror}); choose another {flag}") from None
 
 

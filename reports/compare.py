@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from bench.cli import Parser
 from bench.errors import UsageError
@@ -21,10 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from reports.measures.changes import Changes
-    from reports.page.tables import Page
-    from reports.sections.comparability import Difference
-
-Row: TypeAlias = Mapping[Any, Any]
+    from reports.measures.comparability import Difference
+    from reports.page.model import Page, TableRow
 
 MEASURES = {
     False: "time per token divided by that of the run's own reference in the same turn and repeat "
@@ -103,7 +101,7 @@ def _limit(given: str | None, strict: bool) -> Limit | None:
     return None
 
 
-def _broken(row: Row, limit: Limit | None) -> bool:
+def _broken(row: TableRow, limit: Limit | None) -> bool:
     if limit is None:
         return False
     value = float(row["change"] if limit.strict else row["low"])
@@ -141,8 +139,8 @@ def compare(before: Path, after: Path, absolute: bool, methods: Sequence[str] = 
     `methods`, or the two have no turn together."""
     import pandas as pd
 
+    from reports.measures import comparability
     from reports.measures.changes import changes
-    from reports.sections import comparability
 
     if before.resolve() == after.resolve():
         raise UsageError(f"{before} and {after} are one folder; give the folders of two runs")
@@ -245,7 +243,7 @@ def _lines(found: Comparison, limit: Limit | None) -> Iterable[str]:
         yield f"{limit}: {count} of {len(rows)} row{'' if len(rows) == 1 else 's'}"
 
 
-def _cells(row: Row, key: Sequence[str], show: Any, limit: Limit | None = None) -> list[str]:
+def _cells(row: TableRow, key: Sequence[str], show: Any, limit: Limit | None = None) -> list[str]:
     accepted = [f"{row[f'accepted_{side}']:.2f}" for side in "ab"]
     return [
         _name(row, key),
@@ -257,19 +255,19 @@ def _cells(row: Row, key: Sequence[str], show: Any, limit: Limit | None = None) 
     ]
 
 
-def _name(row: Row, key: Sequence[str]) -> str:
+def _name(row: TableRow, key: Sequence[str]) -> str:
     rest = [f"T={row[name]:g}" if name == "temperature" else str(row[name]) for name in key]
     label = rest.pop(list(key).index("label"))
     return f"{label} on {' '.join(rest)}"
 
 
-def _interval(row: Row) -> str:
+def _interval(row: TableRow) -> str:
     if math.isnan(row["low"]):
         return "[no interval]"
     return f"[{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
 
 
-def _verdict(row: Row, limit: Limit | None) -> str:
+def _verdict(row: TableRow, limit: Limit | None) -> str:
     if _broken(row, limit):
         return str(limit).upper()
     if row["low"] > 0:
@@ -324,7 +322,7 @@ def _rows(table: pd.DataFrame) -> list[dict[Any, Any]]:
     return table.to_dict("records")
 
 
-def _plain(row: Row) -> dict[str, Any]:
+def _plain(row: TableRow) -> dict[str, Any]:
     """Values that JSON has; null for what is not known."""
     found = {}
     for name, value in row.items():

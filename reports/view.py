@@ -14,9 +14,10 @@ from pathlib import Path
 from bench.errors import UsageError
 from bench.records.runs import RECORDS
 from reports import build
-from reports.page.tables import Page, Section
-from reports.sections import viewer
-from reports.sections.turns import Turns
+from reports.page.model import Page, Section
+from reports.page.shown_turns import shown_turn
+from reports.page.turns import Turns
+from reports.sections import answers
 
 OUT = Path("reports/answer.html")
 NEAREST = 5
@@ -35,12 +36,12 @@ def view(folder: Path, prompt_id: str, turn: int | None, out: Path) -> None:
     found = _find(page, turns, prompt_id, turn)
 
     def section(page: Page) -> Section:
-        shown = [viewer.turn(turns, at) for at in found]
+        shown = [shown_turn(turns, at) for at in found]
         lead = (
             f"Every answer to {prompt_id} in the first repeat that the reference answered: the "
             "reference, the fastest lossless method of the run, then the others by speedup."
         )
-        return viewer.made(page, shown, lead)
+        return answers.made(page, shown, lead)
 
     build.write(out, build.render(page, [section]))
 

@@ -1,4 +1,4 @@
-"""The figures of cost studies: records of `bench.cost_records` in, tables out, one definition each.
+"""The figures of cost studies: records of `bench.records.costs` in, tables out.
 
 Every function takes the newest record of each measurement, with the study's name as `run`.
 """
@@ -14,8 +14,9 @@ import pandas as pd
 from bench.decoding.engines.registry import ENGINES
 from bench.records.costs import ENGINE, FORWARD, QUIET, STEP
 from bench.records.runs import PHASES, REFERENCE, Record, label
-from reports.measures import metrics
-from reports.measures.metrics import Definitions
+from reports.measures import Definitions
+from reports.measures.acceptance import accepted
+from reports.measures.speedup import speedup
 
 # What two measurements that are set against each other share.
 SETTINGS = ("run", "package_version", "model", "revision", "dtype", "device", "engine", "context")
@@ -145,13 +146,13 @@ def steps(costs: Sequence[Record]) -> pd.DataFrame:
 
 def projections(costs: Sequence[Record], records: pd.DataFrame) -> pd.DataFrame:
     """One row for each step of a model without a measured speedup and each accepted length that
-    another model has in `records` (as `metrics.prepare` returns them) with the same method and
+    another model has in `records` (as `prepare` returns them) with the same method and
     parameters, and trees as wide: source, dataset, temperature, accepted and projected.
     """
     table = steps(costs)
     if table.empty or records.empty:
         return pd.DataFrame()
-    speedups, lengths = metrics.speedup(records), metrics.accepted(records)
+    speedups, lengths = speedup(records), accepted(records)
     timed = set(speedups.loc[speedups["speedup"].notna(), "model"])
     known = lengths[lengths["accepted"].notna() & ~lengths["reference"]]
     rows = []

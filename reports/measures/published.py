@@ -9,8 +9,23 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from reports.measures import Definitions
 
-class Figure(NamedTuple):
+DEFINITIONS: Definitions = (
+    (
+        "Published",
+        "as the source states it, measured by its authors on their machine, with their weights and "
+        "their baseline. An average is not split by model, question set or temperature.",
+    ),
+    (
+        "Measured here",
+        "rows of the speedup table of the same method, models and question sets, with whatever "
+        "machine, weights, parameters and number of questions the records were made with.",
+    ),
+)
+
+
+class PublishedSpeedup(NamedTuple):
     """One published speedup.
 
     Attributes:
@@ -31,15 +46,15 @@ class Figure(NamedTuple):
     source: str
 
     def measured(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """Rows of `metrics.speedup` with the figure's method on one of its models and sets."""
+        """Rows of `speedup` with this figure's method on one of its models and sets."""
         if rows.empty:
             return rows
         named = (rows["method"] == self.method) & rows["speedup"].notna()
         return rows[named & rows["model"].isin(self.models) & rows["dataset"].isin(self.datasets)]
 
 
-FIGURES = (
-    Figure(
+PUBLISHED = (
+    PublishedSpeedup(
         method="chimera",
         models=("vicuna-7b-v1.3", "vicuna-13b-v1.3", "llama-2-7b-chat", "llama-2-13b-chat"),
         datasets=("mt_bench", "vicuna_bench"),

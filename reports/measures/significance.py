@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from bench.statistics import LEVEL, Estimates, Floats, estimates, holm
-from reports.read.preparation import NAME, Rows, good, ordered, rows
+from reports.read.preparation import NAME, good
+from reports.read.rows import Rows, ordered, rows
 
 MIN_REPEATS, MIN_QUESTIONS = 3, 8  # fewer get a warning
 

@@ -21,20 +21,18 @@ A method earns "lossless: verified" by its outputs or by what it draws, never by
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from reports.measures.metrics import NAME, Definitions
+from reports.measures import Definitions
+from reports.measures.matches import AuditRow, defective
+from reports.page.model import Page, TableRow
+from reports.read.companions import AUDITED
+from reports.read.preparation import NAME
 
-if TYPE_CHECKING:
-    from reports.page.tables import Page, Row
-
-AUDITED = "audited"
 RERUNS = 8  # diverging prompts to decode again, where there are so many
 TOKENS = 1000  # to draw
 COMMAND = "python -m bench.audit"
 SHORT = {"bfloat16": "bf16", "float16": "fp16"}
-
-Entry = Mapping[str, Any]  # a row of audit.json
 
 
 class Badge(NamedTuple):
@@ -87,8 +85,8 @@ DEFINITIONS: Definitions = (
 )
 
 
-def badge(page: Page, row: Row) -> Badge:
-    """The badge of a table's row, which needs the columns of `metrics.NAME` and the facts
+def badge(page: Page, row: TableRow) -> Badge:
+    """The badge of a table's row, which needs the columns of `NAME` and the facts
     `reference` and `lossy`."""
     run = next(run for run in page.runs if run.name == row["run"])
     if row["lossy"]:
@@ -107,13 +105,7 @@ def badge(page: Page, row: Row) -> Badge:
     return _sampling(entry) if row["temperature"] else _greedy(entry)
 
 
-def defective(entry: Entry) -> bool:
-    """Whether an audit's row shows anything wrong: its answers, their reruns or its draws."""
-    refused = (entry.get("sampling") or {}).get("passed") is False
-    return bool(entry["defects"] or (entry.get("reruns") or {}).get("defects") or refused)
-
-
-def _greedy(entry: Entry) -> Badge:
+def _greedy(entry: AuditRow) -> Badge:
     compared, ties, defects = (entry[name] for name in ("compared", "ties", "defects"))
     reruns = entry.get("reruns") or {}
     if defects:
@@ -143,7 +135,7 @@ def _greedy(entry: Entry) -> Badge:
     return Badge(f"lossless: verified, ties in {short}", "good", why)
 
 
-def _sampling(entry: Entry) -> Badge:
+def _sampling(entry: AuditRow) -> Badge:
     test = entry.get("sampling")
     if not test or test.get("passed") is None:
         why = (test or {}).get("error") or f"its distribution was not tested; run {COMMAND}"

@@ -1,44 +1,56 @@
-"""Columns and cells that sections share: figures with their intervals, tables with a column for
-each value of something.
-"""
+"""Columns of tables: how a row of figures becomes a cell."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 
-from reports.page.figures import Panel
-from reports.page.tables import (
-    NONE,
-    TITLES,
-    Cell,
-    Column,
-    Head,
-    Page,
-    Row,
-    Table,
-    bounds,
-    number,
-    panels,
-    tables,
-)
-from reports.read.preparation import FLAGS, ROW
-
-PANELS = 8  # settings that a figure shows
+from reports.page.format import NONE, bounds, number
+from reports.page.model import Cell, Head, TableRow
 
 
-def drawn(
-    rows: pd.DataFrame, draw: Callable[[Sequence[Panel]], Markup]
-) -> tuple[Markup | None, str]:
-    """A figure of the rows' first settings, and what it leaves out in words."""
-    if rows.empty:
-        return None, ""
-    found = panels(rows)
-    cut = f" The figure shows the first {PANELS} of {len(found)} settings."
-    return draw(found[:PANELS]), cut if len(found) > PANELS else ""
+@dataclass(frozen=True)
+class Column:
+    """A column of figures: the key that it sorts by, and how a row prints; `term` as of a head,
+    `draw` a drawing of the row, `parts` the keys of its values where it shows several.
+    """
+
+    title: str
+    key: str
+    show: Callable[[TableRow], str]
+    numeric: bool = True
+    term: str | None = None
+    draw: Callable[[TableRow], Markup] | None = None
+    parts: Sequence[str] = ()
+
+    def head(self) -> Head:
+        return Head(self.title, self.numeric, self.term)
+
+    def cell(self, row: TableRow) -> Cell:
+        value = row[self.key]
+        missing = NONE if not self.numeric else None
+        return Cell(
+            self.show(row),
+            missing if pd.isna(value) else value,
+            graphic=self.draw(row) if self.draw else None,
+            parts=[float(row[name]) for name in self.parts],
+        )
+
+
+def column(title: str, key: str, show: Callable[[Any], str], numeric: bool = True) -> Column:
+    """A column that prints one value of its row."""
+    return Column(title, key, lambda row: show(row[key]), numeric)
+
+
+def figure(title: str, key: str, pattern: str) -> Column:
+    return column(title, key, lambda value: number(value, pattern))
+
+
+INTERVAL = Column("95 % interval", "low", bounds, parts=("low", "high"))
 
 
 def defined(column: Column, term: str) -> Column:
@@ -50,32 +62,32 @@ def defined(column: Column, term: str) -> Column:
 class Detailed(Column):
     """A column with a second line below its figure."""
 
-    below: Callable[[Row], str] = lambda _: ""
+    below: Callable[[TableRow], str] = lambda _: ""
 
-    def cell(self, row: Row) -> Cell:
+    def cell(self, row: TableRow) -> Cell:
         return replace(super().cell(row), detail=self.below(row))
 
 
 class _Worded(Column):
     """A column that sorts by what it shows."""
 
-    def cell(self, row: Row) -> Cell:
+    def cell(self, row: TableRow) -> Cell:
         shown = self.show(row)
         return Cell(shown, shown)
 
 
-def words(title: str, show: Callable[[Row], str], key: str = "") -> Column:
+def words(title: str, show: Callable[[TableRow], str], key: str = "") -> Column:
     return _Worded(title, key, show, numeric=False)
 
 
-def span(row: Row, name: str, pattern: str = "{:.2f}") -> str:
+def span(row: TableRow, name: str, pattern: str = "{:.2f}") -> str:
     """The interval of a figure `name`, in brackets; nothing where there is none."""
     low, high = row[f"{name}_low"], row[f"{name}_high"]
     return "" if pd.isna(low) else f"[{pattern.format(low)}, {pattern.format(high)}]"
 
 
 def ratio(
-    title: str, key: str, below: Callable[[Row], str] | None = None, pattern: str = "{:.2f}"
+    title: str, key: str, below: Callable[[TableRow], str] | None = None, pattern: str = "{:.2f}"
 ) -> Column:
     """A column of ratios with their intervals below them."""
     return Detailed(
@@ -86,57 +98,10 @@ def ratio(
     )
 
 
-def pivot(
-    page: Page,
-    caption: str,
-    rows: pd.DataFrame,
-    by: str,
-    names: Sequence[tuple[object, str]],
-    show: Callable[[Row], Cell],
-    term: str | None = None,
-) -> list[Table]:
-    """A row for each method, a column for each value of `by`: (value, head) of `names`."""
-    if rows.empty:
-        return []
-    key = [name for name in ROW if name != by]
-    facts = [*ROW, *FLAGS, "failed"]
-    groups = list(rows.groupby(key, dropna=False, sort=False))
-    first = pd.concat([group.iloc[:1] for _, group in groups], ignore_index=True)
-    (base,) = tables(page, caption, first[facts], ())
-    heads, lines = list(base.heads), [list(line) for line in base.rows]
-    if by in TITLES:
-        at = next(place for place, head in enumerate(heads) if head.text == TITLES[by])
-        heads.pop(at)
-        for line in lines:
-            line.pop(at)
-    heads += [Head(head, True, term) for _, head in names]
-    whole = dict(zip(rows.index, rows.to_dict("records"), strict=True))
-    for line, (_, group) in zip(lines, groups, strict=True):
-        found = {whole[at][by]: show(whole[at]) for at in group.index}
-        line += [found.get(value, Cell(NONE)) for value, _ in names]
-    return [Table(caption, heads, lines)]
-
-
-def faster(row: Row) -> Cell:
-    """A speedup, below it its interval and the accepted length."""
-    value = row["speedup"]
-    known = [bounds(row), number(row["accepted"], "{:.2f}")]
-    return Cell(
-        number(value, "{:.2f}×"),
-        None if pd.isna(value) else value,
-        detail=" · ".join(one for one in known if one != NONE),
-    )
-
-
-def longer(row: Row) -> Cell:
-    """An accepted length, below it the number of steps."""
-    return Cell(f"{row['accepted']:.2f}", row["accepted"], detail=f"{row['steps']:,}")
-
-
 def non_repeating(title: str) -> Column:
     """The speedup on answers that do not repeat themselves, of how many pairs below it."""
 
-    def below(row: Row) -> str:
+    def below(row: TableRow) -> str:
         if pd.isna(row["non_repeating"]) or row["reference"]:
             return ""
         count = f"{row['non_repeating_pairs']:,} of {row['pairs']:,}"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bench.statistics import Ints
-from reports.read.preparation import Rows
+from reports.read.rows import Rows
 
 
 class Steps(NamedTuple):

@@ -11,38 +11,23 @@ import pandas as pd
 from markupsafe import Markup
 
 from bench.decoding.engines.registry import ENGINES
-from reports.measures import cost as metrics
-from reports.page import figures
-from reports.page.figures import GREY, Chart, Curve, Look
-from reports.page.tables import (
-    NONE,
-    Card,
-    Column,
-    Page,
-    Row,
-    Section,
-    Table,
-    Tag,
-    column,
-    digits,
-    figure,
-    listed,
-    memory,
-    parameters,
-    percent,
-    plain,
-    text,
-)
+from reports.measures import cost as measures
+from reports.page.columns import Column, column, figure
+from reports.page.figures.lines import Chart, Curve, draw_curves
+from reports.page.figures.style import COLOURS, GREY, MARKERS, Look
+from reports.page.format import NONE, digits, listed, memory, parameters, percent, text
+from reports.page.model import Card, Page, Section, Table, TableRow, Tag
+from reports.page.tables import plain
 
-ENGINE_COLOURS = dict(zip(ENGINES, figures.COLOURS, strict=False))
+ENGINE_COLOURS = dict(zip(ENGINES, COLOURS, strict=False))
 GIGA = 1e9
 
 
 def section(page: Page) -> Section:
     """Nothing to show where no cost study was given."""
     costs = page.costs
-    forwards, steps = metrics.forwards(costs), metrics.steps(costs)
-    projections = metrics.projections(costs, page.records)
+    forwards, steps = measures.forwards(costs), measures.steps(costs)
+    projections = measures.projections(costs, page.records)
     tables = [
         *_bandwidths(page),
         *_forwards(forwards),
@@ -60,7 +45,7 @@ def section(page: Page) -> Section:
         "and context, beside the least that the memory's bandwidth allows.",
         _figures(page, forwards, steps),
         tables,
-        metrics.COSTS,
+        measures.COSTS,
     )
 
 
@@ -91,7 +76,7 @@ def _charts(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 def _by_width(rows: pd.DataFrame) -> Markup:
     """A line for each engine and context, and the floor of each context."""
     contexts = sorted(rows["context"].unique())
-    marker = dict(zip(contexts, figures.MARKERS * len(contexts), strict=False))
+    marker = dict(zip(contexts, MARKERS * len(contexts), strict=False))
     charts = []
     for title, group in _charts(rows):
         curves = [
@@ -110,7 +95,7 @@ def _by_width(rows: pd.DataFrame) -> Markup:
             curves.append(Curve(name, list(floor.index), list(floor), look, dashed=True))
         charts.append(Chart(title, curves))
     alt = "Time of a forward against its width, by model, engine and context, with the floor"
-    return figures.curves(
+    return draw_curves(
         "cost-width", alt, charts, "width of the forward, tokens", "ms a forward", False
     )
 
@@ -118,7 +103,7 @@ def _by_width(rows: pd.DataFrame) -> Markup:
 def _by_context(rows: pd.DataFrame) -> Markup:
     """A line for each engine at the narrowest and the widest forward, and the floor."""
     widths = sorted({rows["width"].min(), rows["width"].max()})
-    marker = dict(zip(widths, figures.MARKERS, strict=False))
+    marker = dict(zip(widths, MARKERS, strict=False))
     charts = []
     for title, group in _charts(rows[rows["width"].isin(widths)]):
         curves = [
@@ -131,11 +116,11 @@ def _by_context(rows: pd.DataFrame) -> Markup:
             for (engine, width), line in group.groupby(["engine", "width"], sort=False)
         ]
         floor = group.groupby("context")["floor_ms"].min()
-        look = Look(GREY, figures.MARKERS[2])
+        look = Look(GREY, MARKERS[2])
         curves.append(Curve("floor", list(floor.index), list(floor), look, dashed=True))
         charts.append(Chart(title, curves))
     alt = "Time of a forward against the context, by model, engine and width, with the floor"
-    return figures.curves(
+    return draw_curves(
         "cost-context", alt, charts, "cached tokens before the forward", "ms a forward", False
     )
 
@@ -161,7 +146,7 @@ def _shares(page: Page, rows: pd.DataFrame) -> Markup:
             curves.append(Curve(str(label), x, y, page.style[str(label)]))
         charts.append(Chart(title, curves))
     alt = "Verification share against the target's parameters, by engine, context and method"
-    return figures.curves(
+    return draw_curves(
         "cost-shares", alt, charts, "parameters of the target", "verification share", True
     )
 
@@ -178,7 +163,7 @@ def _names(rows: pd.DataFrame, *own: str) -> list[str]:
 
 
 def _bandwidths(page: Page) -> list[Table]:
-    rows = metrics.bandwidths(page.costs)
+    rows = measures.bandwidths(page.costs)
     columns = [
         column("Device", "device", text, numeric=False),
         column("Copy GB/s", "copy", _per_second),
@@ -208,7 +193,7 @@ def _ratios(rows: pd.DataFrame) -> list[Table]:
     if rows.empty or rows["over_one"].isna().all():
         return []
     wide = sorted(width for width in rows["width"].unique() if width > 1)
-    by = list(metrics.SETTINGS)
+    by = list(measures.SETTINGS)
     lines: list[dict[str, Any]] = []
     for _, group in rows.groupby(by, dropna=False, sort=False):
         found = group.set_index("width")["over_one"]
@@ -268,7 +253,7 @@ def _projections(rows: pd.DataFrame) -> list[Table]:
 
 
 def _engines(page: Page) -> list[Table]:
-    rows = metrics.engines(page.costs)
+    rows = measures.engines(page.costs)
     columns = [
         column("Parameters", "parameters", parameters),
         column("Weights read a forward", "weight_bytes", memory),
@@ -280,7 +265,7 @@ def _engines(page: Page) -> list[Table]:
 
 
 def _failures(page: Page) -> list[Table]:
-    rows = metrics.failures(page.costs)
+    rows = measures.failures(page.costs)
     columns = [
         column("What", "what", text, numeric=False),
         column("Status", "status", text, numeric=False),
@@ -298,7 +283,7 @@ def _times(value: float) -> str:
     return NONE if pd.isna(value) else f"{digits(value)}×"
 
 
-def _tags(row: Row) -> list[Tag]:
+def _tags(row: TableRow) -> list[Tag]:
     return [Tag("reference")] * bool(row["reference"]) + [Tag("random draft")] * bool(row["random"])
 
 
@@ -308,7 +293,7 @@ def _tags(row: Row) -> list[Tag]:
 def cards(page: Page) -> list[Card]:
     """Of a page without runs: each model's forward of one token over its floor, and what was
     measured."""
-    rows = metrics.forwards(page.costs)
+    rows = measures.forwards(page.costs)
     found = []
     if len(rows):
         one = rows[rows["width"] == rows["width"].min()]

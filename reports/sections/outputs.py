@@ -6,33 +6,19 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from reports.measures import metrics
+from reports.measures import matches
 from reports.page import badges
-from reports.page.columns import Detailed, words
-from reports.page.tables import (
-    NONE,
-    Cell,
-    Column,
-    Head,
-    Page,
-    Row,
-    Section,
-    Table,
-    Tag,
-    column,
-    counted,
-    figure,
-    number,
-    percent,
-    tables,
-    text,
-)
+from reports.page.columns import Column, Detailed, column, figure, words
+from reports.page.format import NONE, number, percent, text
+from reports.page.model import Cell, Head, Page, Section, Table, TableRow, Tag
+from reports.page.tables import tables
+from reports.read.words import counted
 
 EXAMPLES = 20  # of unequal outputs on the page
 
 
 def section(page: Page) -> Section:
-    rows = metrics.matches(page.records, page.audited)
+    rows = matches.matches(page.records, page.audited)
     columns = [
         Badged("Badge", "badge", lambda row: row["badge"].why, numeric=False),
         column("Match rate", "match_rate", percent),
@@ -53,29 +39,29 @@ def section(page: Page) -> Section:
             *tables(page, "Outputs compared with the reference's", rows, columns),
             *_differences(page),
         ],
-        definitions=(*metrics.MATCHES, *badges.DEFINITIONS),
+        definitions=(*matches.DEFINITIONS, *badges.DEFINITIONS),
         empty="No good records of any method beside the reference.",
-        records=int(page.records["ok"].sum()),
+        records=page.good,
     )
 
 
 class Badged(Column):
     """A column of badges, each with its reason below."""
 
-    def cell(self, row: Row) -> Cell:
+    def cell(self, row: TableRow) -> Cell:
         badge = row[self.key]
         mark = Tag(badge.text, badge.kind, why=badge.why)
         return Cell("", badge.text, detail=badge.why, tags=[mark])
 
 
-def _reruns(row: Row) -> str:
+def _reruns(row: TableRow) -> str:
     found = row["reruns"]
     if not isinstance(found, Mapping):
         return NONE
     return f"{found.get('equal', 0)} equal of {found.get('rerun', 0)}"
 
 
-def _sampled(row: Row) -> str:
+def _sampled(row: TableRow) -> str:
     found = row["sampling"]
     if not isinstance(found, Mapping) or found.get("p_holm") is None:
         return NONE

@@ -11,35 +11,17 @@ import pandas as pd
 from markupsafe import Markup
 
 from bench.records.runs import PHASES
-from reports.measures import metrics
-from reports.page import layout
 from reports.page.badges import badge
-from reports.page.figures import PHASE_COLOURS
-from reports.page.tables import (
-    ALWAYS,
-    IF_SEVERAL,
-    INTERVAL,
-    NONE,
-    TITLES,
-    Column,
-    Page,
-    Row,
-    Section,
-    Table,
-    Tag,
-    bounds,
-    column,
-    figure,
-    memory,
-    number,
-    panels,
-    parameters,
-    percent,
-    plain,
-    setting,
-    tags,
-    text,
-)
+from reports.page.columns import INTERVAL, Column, column, figure
+from reports.page.figures.style import PHASE_COLOURS
+from reports.page.filters import SETTINGS
+from reports.page.format import NONE, bounds, memory, number, parameters, percent, text
+from reports.page.labels import short
+from reports.page.model import Page, Section, Table, TableRow, Tag
+from reports.page.panels import panels
+from reports.page.settings import ALWAYS, IF_SEVERAL, TITLES, setting
+from reports.page.tables import plain, tags
+from reports.read.preparation import NAME, ROW
 
 OPEN = 6  # panels that are not folded
 ORDER = tuple(sorted(PHASES, key=list(PHASE_COLOURS).index))  # of the phases in a bar
@@ -68,13 +50,13 @@ def section(page: Page) -> Section:
         _lead(shown),
         tables=shown,
         empty="No good records: nothing to compare.",
-        records=int(page.records["ok"].sum()),
+        records=page.good,
     )
 
 
 def _rows(page: Page) -> pd.DataFrame:
     """Speedup, accepted length and shares of every row side by side."""
-    by = list(metrics.ROW)
+    by = list(ROW)
     rows = page.speedup
     if rows.empty:
         return rows
@@ -95,14 +77,14 @@ def _ranked(page: Page, rows: pd.DataFrame) -> pd.DataFrame:
     rows["kind"] = ["plain" if _held(page, row) else "aside" for row in _each(rows)]
     rows.loc[rows["peer"] & (rows["kind"] == "plain"), "kind"] = "peer"
     rows.loc[rows["fastest"], "kind"] = "best"
-    rows["short"] = rows["label"].map(layout.short(rows["label"]))
+    rows["short"] = rows["label"].map(short(rows["label"]))
     rows["scale"] = 1.03 * float(max(1.0, rows[["speedup", "high"]].max().max()))
     return rows
 
 
-def _held(page: Page, row: Row) -> bool:
+def _held(page: Page, row: TableRow) -> bool:
     """Whether a row is of a method that has kept the output."""
-    wrong = tuple(row[name] for name in metrics.NAME) in page.defective
+    wrong = tuple(row[name] for name in NAME) in page.defective
     return not (row["reference"] or row["stock"] or row["lossy"] or wrong)
 
 
@@ -141,7 +123,7 @@ def _panel(page: Page, title: str, rows: pd.DataFrame, folded: bool) -> Table:
         lambda row: [tag for tag in _marks(page, row) if tag.text not in said],
     )
     first = rows.iloc[0]
-    facts = {name: setting(name, first[name]) for name in layout.SETTINGS if name in first}
+    facts = {name: setting(name, first[name]) for name in SETTINGS if name in first}
     facts["engine"] = str(first["reference_engine"])
     return replace(table, lead=verdict(rows), facts=facts, folded=folded, tags=shared)
 
@@ -174,18 +156,18 @@ def _leaders(page: Page, ranked: Sequence[pd.DataFrame]) -> list[Table]:
     return plain(caption, rows, names, columns, lambda row: _marks(page, row))
 
 
-def _marks(page: Page, row: Row) -> list[Tag]:
+def _marks(page: Page, row: TableRow) -> list[Tag]:
     """The row's badge, and what else a reader must know before its figures."""
     found = badge(page, row)
     others = [tag for tag in tags(page, row) if tag.href != MATCHES and tag.text != found.text]
     return [Tag(found.text.partition(" (")[0], found.kind, MATCHES, found.why), *others]
 
 
-def _times(row: Row) -> str:
+def _times(row: TableRow) -> str:
     return number(row["speedup"], "{:.2f}×")
 
 
-def _verify(row: Row) -> str:
+def _verify(row: TableRow) -> str:
     return number(100 * row["verify"], "{:.0f} % verify")
 
 
@@ -216,7 +198,7 @@ def verdict(rows: pd.DataFrame) -> Markup:
     best = _best(rows)
     if best is None:
         return _no_verdict(rows)
-    row: Row = rows.loc[best].to_dict()
+    row: TableRow = rows.loc[best].to_dict()
     return Markup(" ").join([_fastest(rows, row), *_time(row), *_lossy(rows, row)])
 
 
@@ -226,7 +208,7 @@ def _no_verdict(rows: pd.DataFrame) -> Markup:
     return Markup("No lossless method was compared with the reference.")
 
 
-def _fastest(rows: pd.DataFrame, row: Row) -> Markup:
+def _fastest(rows: pd.DataFrame, row: TableRow) -> Markup:
     """The best beside the reference, then beside the next."""
     if row["speedup"] <= 1:
         words = "No lossless method is faster than {2}; the nearest, {0}, has {1} its speed{3}."
@@ -241,7 +223,7 @@ def _fastest(rows: pd.DataFrame, row: Row) -> Markup:
     return Markup(words).format(_name(row), _speed(row), PLAIN, _ahead(rows, row))
 
 
-def _ahead(rows: pd.DataFrame, row: Row) -> Markup:
+def _ahead(rows: pd.DataFrame, row: TableRow) -> Markup:
     """How the best stands to those next to it."""
     peers, behind = (rows[rows["kind"] == kind] for kind in ("peer", "plain"))
     if len(peers):
@@ -253,7 +235,7 @@ def _ahead(rows: pd.DataFrame, row: Row) -> Markup:
     return Markup(", {} ahead of {}").format(percent(ahead), _named(behind.head(1)))
 
 
-def _time(row: Row) -> Iterator[Markup]:
+def _time(row: TableRow) -> Iterator[Markup]:
     """What the best gets from a step, and where its time goes, largest first."""
     if not pd.isna(row["verify"]):
         shares = sorted(((float(row[phase]), phase) for phase in PHASES), reverse=True)
@@ -262,18 +244,18 @@ def _time(row: Row) -> Iterator[Markup]:
         yield Markup("It gets {} tokens a step and spends {}.").format(accepted, _joined(words))
 
 
-def _lossy(rows: pd.DataFrame, row: Row) -> Iterator[Markup]:
+def _lossy(rows: pd.DataFrame, row: TableRow) -> Iterator[Markup]:
     """Faster rows that change the output."""
     faster = rows[rows["lossy"] & (rows["speedup"] > row["speedup"])]
     if len(faster):
         yield Markup("Faster, but lossy: {}.").format(_named(faster))
 
 
-def _name(row: Row) -> Markup:
+def _name(row: TableRow) -> Markup:
     return Markup("<b>{}</b>").format(Markup(",<wbr>").join(row["short"].split(",")))
 
 
-def _speed(row: Row) -> Markup:
+def _speed(row: TableRow) -> Markup:
     span: Markup | str = "" if pd.isna(row["low"]) else f" {bounds(row)}"
     return Markup("<b>{}</b>{}").format(_times(row), span)
 
@@ -291,14 +273,14 @@ def _joined(words: Sequence[str]) -> Markup:
     return Markup(" and ").join([Markup(", ").join(rest), last] if rest else [last])
 
 
-def _each(rows: pd.DataFrame) -> list[Row]:
+def _each(rows: pd.DataFrame) -> list[TableRow]:
     return list(rows.to_dict("records"))
 
 
 # ---------------------------------------------------------------------------------- drawings
 
 
-def _bar(row: Row) -> Markup:
+def _bar(row: TableRow) -> Markup:
     """The speedup from 0 to the panel's scale, its interval, and a line at 1."""
     if pd.isna(row["speedup"]):
         return Markup("")
@@ -313,11 +295,11 @@ def _bar(row: Row) -> Markup:
     return Markup('<svg class="bar" aria-hidden="true">{}</svg>').format(Markup("").join(parts))
 
 
-def _at(row: Row, speedup: float) -> str:
+def _at(row: TableRow, speedup: float) -> str:
     return f"{100 * speedup / row['scale']:.2f}%"
 
 
-def _stack(row: Row) -> Markup:
+def _stack(row: TableRow) -> Markup:
     """The phases' shares of the decode loop, side by side."""
     if pd.isna(row["verify"]):
         return Markup("")

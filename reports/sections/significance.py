@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import pandas as pd
 
-from reports.measures import significance as sureness_metrics
-from reports.page.columns import defined, ratio, words
-from reports.page.tables import (
-    INTERVAL,
-    NONE,
-    Column,
-    Page,
-    Row,
-    Section,
-    counted,
-    figure,
-    number,
-    tables,
-)
+from reports.measures.significance import DEFINITIONS, MIN_QUESTIONS, MIN_REPEATS, drift, few
+from reports.page.columns import INTERVAL, Column, defined, figure, ratio, words
+from reports.page.format import NONE, number
+from reports.page.model import Page, Section, TableRow
+from reports.page.tables import tables
+from reports.read.words import counted
 
 
 def notices(page: Page) -> list[str]:
@@ -26,13 +18,13 @@ def notices(page: Page) -> list[str]:
     if rows.empty:
         return []
     known = rows[~rows["synthetic"]].to_dict("records")
-    weak = sum(bool(sureness_metrics.few(row)) for row in known)
+    weak = sum(bool(few(row)) for row in known)
     drifted = int(rows["drifted"].sum())
     found = []
     if weak:
         found.append(
-            f"{counted(weak, 'row')} with fewer than {sureness_metrics.MIN_REPEATS} repeats or "
-            f"{sureness_metrics.MIN_QUESTIONS} questions: marked, and to be read with care."
+            f"{counted(weak, 'row')} with fewer than {MIN_REPEATS} repeats or "
+            f"{MIN_QUESTIONS} questions: marked, and to be read with care."
         )
     if drifted:
         where = counted(drifted, "setting")
@@ -41,7 +33,7 @@ def notices(page: Page) -> list[str]:
 
 
 def section(page: Page) -> Section:
-    rows, drifts = page.speedup, sureness_metrics.drift(page.records)
+    rows, drifting = page.speedup, drift(page.records)
     tested = rows[rows["p"].notna()] if len(rows) else rows
     beside = rows[rows["beside"].notna()] if len(rows) else rows
     reference = [
@@ -55,7 +47,7 @@ def section(page: Page) -> Section:
         Column("p", "beside_p", lambda row: _p(row["beside_p"])),
         words("Verdict", _against_fastest),
     ]
-    drift = [
+    columns = [
         defined(figure("First, ms/token", "first_ms", "{:.3f}"), "Drift"),
         defined(figure("Last, ms/token", "last_ms", "{:.3f}"), "Drift"),
         figure("Drift", "drift", "{:.3f}"),
@@ -71,11 +63,11 @@ def section(page: Page) -> Section:
         tables=[
             *tables(page, "Each method against the reference", tested, reference),
             *tables(page, "Each method against the fastest lossless one", beside, fastest),
-            *tables(page, "Drift of the reference from first repeat to last", drifts, drift),
+            *tables(page, "Drift of the reference from first repeat to last", drifting, columns),
         ],
-        definitions=sureness_metrics.DEFINITIONS,
+        definitions=DEFINITIONS,
         empty="Nothing to test: no method was compared on two questions, no reference repeated.",
-        records=int(page.records["ok"].sum()),
+        records=page.good,
     )
 
 
@@ -83,21 +75,21 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else number(value, "{:.3f}")
 
 
-def _against_reference(row: Row) -> str:
+def _against_reference(row: TableRow) -> str:
     if not row["distinct"]:
         return "not distinguishable from the reference"
     return "faster" if row["speedup"] > 1 else "slower"
 
 
-def _against_fastest(row: Row) -> str:
+def _against_fastest(row: TableRow) -> str:
     return "not distinguishable from the fastest" if row["peer"] else "slower"
 
 
-def _drifted(row: Row) -> str:
+def _drifted(row: TableRow) -> str:
     if pd.isna(row["p"]):
         return NONE
     return "drifted" if row["drifted"] else "within the noise"
 
 
-def _bounds_of_drift(row: Row) -> str:
+def _bounds_of_drift(row: TableRow) -> str:
     return NONE if pd.isna(row["low"]) else f"[{row['low']:.3f}, {row['high']:.3f}]"

@@ -11,7 +11,7 @@ from reports import build
 from tests.browser.chromium import NARROW
 from tests.browser.conftest import Open
 from tests.reports.fabricate import write_run
-from tests.reports.test_viewer import HOSTILE, both
+from tests.reports.test_answers import HOSTILE, both
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -6,13 +6,13 @@ from typing import Any
 import pandas as pd
 
 from bench.records import runs as records
-from reports.measures import metrics
+from reports.read.preparation import prepare
 from tests.reports.fabricate import Record
 
 
 def frame(lines: Sequence[Record]) -> pd.DataFrame:
     rows = [{**line, "label": records.label(line["method"], line["params"])} for line in lines]
-    return metrics.prepare(pd.DataFrame(rows))
+    return prepare(pd.DataFrame(rows))
 
 
 def row(table: pd.DataFrame, label: str, **settings: Any) -> "pd.Series[Any]":

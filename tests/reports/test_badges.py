@@ -7,15 +7,15 @@ import pandas as pd
 import pytest
 
 from bench.records import runs as records
-from reports.measures import metrics
+from reports.measures import matches, speedup
 from reports.page import badges
 from reports.page.badges import Badge
-from reports.page.tables import Page, Run
+from reports.page.model import Page
+from reports.read.companions import RunInfo
+from reports.read.preparation import NAME, prepare
 from tests.reports.fabricate import duel, record, write_run
 
-SETTINGS = dict(
-    zip(metrics.NAME[1:], ("tiny", "eager", "float32", "mini", 0.0, "fast(n=3)"), strict=True)
-)
+SETTINGS = dict(zip(NAME[1:], ("tiny", "eager", "float32", "mini", 0.0, "fast(n=3)"), strict=True))
 TEST = {"p": 0.4, "p_holm": 0.8, "level": 0.001, "passed": True, "tokens": 2048, "dtype": "float32"}
 RERUNS = {"prompts": 3, "limit": 8, "rerun": 3, "equal": 3, "ties": 0, "defects": 0, "failed": 0}
 
@@ -32,11 +32,11 @@ def page(tmp_path: Path, *rows: dict[str, Any], audit: str = "audited", **change
     ]
     folder = write_run(tmp_path / "run", lines)
     frame = records.frame([folder]).assign(run="run")
-    return Page([Run("run", {}, "", None, audit, rows)], metrics.prepare(frame))
+    return Page([RunInfo("run", {}, "", None, audit, rows)], prepare(frame))
 
 
 def badge(page: Page, label: str = "fast(n=3)") -> Badge:
-    rows = metrics.matches(page.records, page.audited).to_dict("records")
+    rows = matches.matches(page.records, page.audited).to_dict("records")
     (row,) = (row for row in rows if row["label"] == label)
     return badges.badge(page, row)
 
@@ -140,7 +140,7 @@ def test_a_lossy_row_is_lossy_whatever_its_figures(tmp_path: Path) -> None:
 def test_the_reference_has_no_badge_to_earn_but_can_lose(tmp_path: Path) -> None:
     failed = entry(label="autoregressive", temperature=1.0, sampling=TEST | {"passed": False})
     shown = page(tmp_path, failed, temperature=1.0)
-    row = metrics.speedup(shown.records).iloc[0].to_dict()
+    row = speedup.speedup(shown.records).iloc[0].to_dict()
     assert row["reference"]
     assert badges.badge(shown, row).kind == "bad"
     good = page(tmp_path, temperature=1.0)

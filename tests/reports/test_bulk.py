@@ -28,9 +28,9 @@ print(json.dumps(found))
 READ = """
 import sys
 from pathlib import Path
-from reports.read import ingest
-ingest.LARGE = int(sys.argv[1])
-table, notices = ingest.run(Path(sys.argv[2]), "run", {})
+from reports.read import runs
+runs.LARGE = int(sys.argv[1])
+table, notices = runs.read_run(Path(sys.argv[2]), "run", {})
 print(len(table), notices)
 print(table.map(repr).to_csv())
 """
@@ -38,7 +38,7 @@ print(table.map(repr).to_csv())
 # Two results; a helper that was killed; one that raised.
 SIDES = """
 import os
-from reports.read.processes import side_by_side
+from reports.read.parallel import side_by_side
 parent = os.getpid()
 print(side_by_side(lambda: 1, lambda: 2), side_by_side(lambda: 1, lambda: 2, worth_it=False))
 print(side_by_side(lambda: 1, lambda: os.getpid() == parent or os._exit(1)))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from reports import build
-from reports.page.tables import Page
+from reports.page.model import Page
 from reports.sections import comparability
 from tests.reports.fabricate import Record, duel, failure, record, stock, write_run
 from tests.reports.studies import example, write_study

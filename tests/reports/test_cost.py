@@ -13,7 +13,7 @@ from bench.records.costs import ENGINE, FORWARD, STEP
 from bench.records.runs import Record
 from reports import build
 from reports.measures import cost as figures
-from reports.measures import metrics
+from reports.read.preparation import prepare
 from tests.reports import studies
 from tests.reports.fabricate import duel, write_run
 from tests.reports.studies import example, fast, measurement, skipped, turn, write_study
@@ -115,7 +115,7 @@ def measured(**changes: Any) -> pd.DataFrame:
 
 
 def _prepared(lines: list[Record]) -> pd.DataFrame:
-    return metrics.prepare(pd.DataFrame([{**line, "label": _label(line)} for line in lines]))
+    return prepare(pd.DataFrame([{**line, "label": _label(line)} for line in lines]))
 
 
 def _label(line: Record) -> str:

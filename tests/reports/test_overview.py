@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from reports import build
-from reports.page.tables import Page, Section, Table
+from reports.page.model import Page, Section, Table
 from reports.sections import overview
 from tests.reports.fabricate import Record, audit, crowd, duel, record, write_run
 

@@ -5,11 +5,23 @@ from typing import Any
 
 import pytest
 
-from reports.measures import metrics
-from reports.page.tables import Page, Run, Section
-from reports.sections import breakdown, sections
-from reports.sections import outputs as same_output
-from reports.sections import significance as sureness
+from reports.measures import speedup as speedup_measure
+from reports.page.model import Page, Section
+from reports.read.companions import RunInfo
+from reports.sections import (
+    SECTIONS,
+    acceptance,
+    categories,
+    depths,
+    factors,
+    loops,
+    outputs,
+    questions,
+    shares,
+    significance,
+    speedup,
+    temperatures,
+)
 from tests.reports.fabricate import Record, duel, failure, record, stock
 from tests.reports.frames import frame
 
@@ -42,7 +54,8 @@ PAGES: dict[str, list[Record]] = {
 def page_of(lines: list[Record], audited: tuple[Record, ...] = ()) -> Page:
     names = dict.fromkeys(line["run"] for line in lines)
     runs = [
-        Run(name, {}, "", None, "audited" if audited else "not audited", audited) for name in names
+        RunInfo(name, {}, "", None, "audited" if audited else "not audited", audited)
+        for name in names
     ]
     return Page(runs, frame(lines))
 
@@ -57,7 +70,7 @@ def words(section: Section) -> str:
 @pytest.mark.parametrize("kind", PAGES)
 def test_tables_fit_their_heads_and_hold_numbers(kind: str) -> None:
     page = page_of(PAGES[kind])
-    for make in sections.SECTIONS:
+    for make in SECTIONS:
         section = make(page)
         for table in section.tables:
             assert table.rows
@@ -70,49 +83,49 @@ def test_tables_fit_their_heads_and_hold_numbers(kind: str) -> None:
 
 def test_every_head_of_these_sections_is_defined() -> None:
     page = page_of(PAGES["temperatures"])
-    makers = (sections.speedup, sureness.section, breakdown.factors, breakdown.questions)
-    for make in (*makers, breakdown.depths, breakdown.temperatures, breakdown.loops):
+    makers = (speedup.section, significance.section, factors.section, questions.section)
+    for make in (*makers, depths.section, temperatures.section, loops.section):
         section = make(page)
         assert section.records > 0
-        terms = {term.lower() for term, _ in (*section.definitions, *metrics.SPEEDUP)}
+        terms = {term.lower() for term, _ in (*section.definitions, *speedup_measure.DEFINITIONS)}
         parts = {part for term in terms for part in re.split(r", | and ", term)} | terms
-        parts |= {term.lower() for term, _ in sureness.section(page).definitions}
+        parts |= {term.lower() for term, _ in significance.section(page).definitions}
         figures = [head for table in section.tables for head in table.heads if head.numeric]
         known = {(head.term or head.text).lower() for head in figures} - {"t"}
         assert known <= parts | {"accepted length"}, section.id
 
 
 def test_speedups_by_temperature_stand_side_by_side() -> None:
-    (table,) = breakdown.temperatures(page_of(PAGES["temperatures"])).tables
+    (table,) = temperatures.section(page_of(PAGES["temperatures"])).tables
     assert [head.text for head in table.heads][-2:] == ["T = 0", "T = 0.7"]
     assert "T" not in [head.text for head in table.heads]
     assert len(table.rows) == 2
     assert table.rows[1][-1].text == "2.00×"
-    assert not breakdown.temperatures(page_of(PAGES["steady"])).tables
+    assert not temperatures.section(page_of(PAGES["steady"])).tables
 
 
 def test_categories_that_a_method_lacks_are_left_empty() -> None:
     lines = [line for line in duel() if line["method"] != "fast" or line["prompt_id"] % 2]
-    (table,) = sections.categories(page_of(lines)).tables
+    (table,) = categories.section(page_of(lines)).tables
     cells = {head.text: cell.text for head, cell in zip(table.heads, table.rows[1], strict=True)}
     assert (cells["writing"], cells["math"]) == ("–", "2.00×")
 
 
 def test_what_is_not_sure_is_said_above_the_table() -> None:
-    lead = sections.speedup(page_of(PAGES["lossy"])).lead
+    lead = speedup.section(page_of(PAGES["lossy"])).lead
     assert "1 row with fewer than 3 repeats or 8 questions" in lead
-    assert "fewer than" not in sections.speedup(page_of(PAGES["steady"])).lead
+    assert "fewer than" not in speedup.section(page_of(PAGES["steady"])).lead
 
 
 def test_figures_of_many_settings_show_the_first() -> None:
     lines = [line for t in range(10) for line in duel(temperature=t / 10)]
     page = page_of(lines)
-    for make in (sections.speedup, sections.accepted, sections.shares, sections.categories):
+    for make in (speedup.section, acceptance.section, shares.section, categories.section):
         section = make(page)
         assert "the first 8 of 10 settings" in section.lead
         assert "T=0.7" in str(section.figure)
         assert "T=0.8" not in str(section.figure)
-    for make in (breakdown.questions, breakdown.depths):
+    for make in (questions.section, depths.section):
         assert "the first 8 settings" in make(page).lead
 
 
@@ -123,10 +136,10 @@ def lossy_row(**more: Any) -> Record:
 
 
 def test_what_lossy_methods_are_worth_stands_beside_their_badge() -> None:
-    (table,) = same_output.section(page_of(PAGES["lossy"], (lossy_row(**LOSSY),))).tables
+    (table,) = outputs.section(page_of(PAGES["lossy"], (lossy_row(**LOSSY),))).tables
     cells = dict(zip((head.text for head in table.heads), table.rows[0], strict=True))
     assert cells["Badge"].tags[0].text == "lossy"
     assert cells["Agreement"].text == "50.0 %"
     assert (cells["Perplexity"].text, cells["Perplexity"].detail) == ("3.00", "reference 2.00")
-    older = same_output.section(page_of(PAGES["lossy"], (lossy_row(),))).tables[0]
+    older = outputs.section(page_of(PAGES["lossy"], (lossy_row(),))).tables[0]
     assert "Perplexity" not in [head.text for head in older.heads]

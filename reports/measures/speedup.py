@@ -1,0 +1,139 @@
+"""Speedup over the reference, with its interval; of all records, and by the values of a column."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.statistics import METHOD
+from reports.measures import Definitions
+from reports.measures.ratios import SIDES, speedup_of
+from reports.measures.significance import beside_fastest, distinct, drifts
+from reports.read.preparation import pairs
+from reports.read.repetition import REPEATING
+from reports.read.rows import Rows, ordered, rows
+
+DEFINITIONS: Definitions = (
+    (
+        "Speedup",
+        "decode seconds per token of the reference divided by those of the method, each as a sum "
+        "of seconds over a sum of tokens, over paired records. Decode seconds run from the first "
+        "token to the end of the loop; the tokens are those after the first. The reference is "
+        "plain autoregressive decoding on the same engine.",
+    ),
+    (
+        "Pairs",
+        "records of the method and of the reference with equal run, model, engine, dtype, device, "
+        "question set, temperature, token limit, question, turn, repeat and prompt. The row of "
+        "stock transformers.generate is held against the reference on the engine eager (or the "
+        "first engine that was run). Failures count nowhere. Pairs in which either side has one "
+        "token only have no decode time per token: they are left out and counted.",
+    ),
+    ("95 % interval", METHOD),
+    (
+        "End to end",
+        "the same ratio over all pairs with the time to the first token in the seconds (the "
+        "draft's own prefill included) and the first token in the tokens; its interval below it.",
+    ),
+    (
+        "Non-repeating",
+        "the speedup over the pairs in which neither answer repeats itself (both have a "
+        f"repetition of at most {REPEATING:g}), with their number and the interval below it. Loops "
+        "are easy to draft, so that they flatter every method that drafts.",
+    ),
+    ("Median", "of the speedups of single pairs."),
+    ("Questions, repeats", "how many of each the pairs are of."),
+    ("Tokens/s", "tokens after the first per decode second, over all of the row's good records."),
+    ("Draft parameters", "parameters of the draft that the target does not have."),
+    ("Peak memory", "highest memory that any of the row's records saw."),
+    (
+        "Synthetic models",
+        "have random weights: nothing they accept says anything, so that no speedup and no "
+        "accepted length is reported for them, only costs and shares.",
+    ),
+)
+
+_WHOLE = ("total_s_ref", "new_tokens_ref", "total_s", "new_tokens")
+
+
+def speedup(records: pd.DataFrame, defective: Collection[Any] = ()) -> pd.DataFrame:
+    """One row each: speedup, low, high, p, distinct (from 1), median, end_to_end and non_repeating
+    with their `_low` and `_high`, non_repeating_pairs, tokens_per_s, draft_parameters,
+    peak_memory_bytes, pairs, prompts, repeats, one_token (pairs left out), unpaired, and what
+    `beside_fastest` and `drifts` of `significance` add. The reference's speedup is 1 by
+    definition.
+
+    defective: the names (NAME) of rows with wrong output.
+    """
+    found = rows(pairs(records), records)
+    if found.facts.empty:
+        return pd.DataFrame()
+    both, known = found.records, ~found.facts["synthetic"]
+    compared = known & ~found.facts["reference"]
+    timed = found.sums(("tokens", "decode_s"), both["tokens"] > 0)
+    table = found.facts.assign(
+        **_speedups(found, compared),
+        **_other_speedups(found, compared),
+        tokens_per_s=(timed["tokens"] / timed["decode_s"]).where(known & (timed["decode_s"] > 0)),
+        draft_parameters=found.most("draft_parameters"),
+        peak_memory_bytes=found.most("peak_memory_bytes"),
+        pairs=found.count(both["counted"]),
+        prompts=found.distinct("question", both["counted"]),
+        repeats=found.distinct("repeat", both["counted"]),
+        one_token=found.count(both["paired"] & ~both["counted"]),
+        unpaired=found.count(~both["paired"]),
+    )
+    ones = ["speedup", "median", "end_to_end", "non_repeating"]
+    table.loc[known & found.facts["reference"], ones] = 1.0
+    table = table.join(beside_fastest(found, table, defective))
+    return ordered(records, table.assign(**drifts(records, table["row"])))
+
+
+def _speedups(found: Rows, compared: pd.Series[bool]) -> dict[str, Any]:
+    """The speedup with its interval, nan where a row is not `compared`."""
+    figure = found.estimates(SIDES, speedup_of, found.records["counted"])
+    value, low, high, p = (np.where(compared, values, np.nan) for values in figure)
+    corrected, apart = distinct(p, figure)
+    return {"speedup": value, "low": low, "high": high, "p": corrected, "distinct": apart}
+
+
+def _other_speedups(found: Rows, compared: pd.Series[bool]) -> dict[str, Any]:
+    """Of single pairs, of whole answers and of answers that do not repeat themselves."""
+    both = found.records
+    varied = both["counted"] & (both[["repetition", "repetition_ref"]] <= REPEATING).all(axis=1)
+    pair = speedup_of(both.loc[both["counted"], list(SIDES)].to_numpy(dtype=np.float64))
+    columns: dict[str, Any] = {"median": found.median(pair, both["counted"]).where(compared)}
+    for name, sides, which in (
+        ("end_to_end", _WHOLE, both["paired"]),
+        ("non_repeating", SIDES, varied),
+    ):
+        figure = found.estimates(sides, speedup_of, which)
+        value, low, high = (np.where(compared, values, np.nan) for values in figure[:3])
+        columns |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return {**columns, "non_repeating_pairs": found.count(varied)}
+
+
+def speedup_by(records: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Every row and value of the column `by`: speedup, low, high, p and distinct as of `speedup`,
+    accepted, answers (good records), pairs and prompts.
+    """
+    both = pairs(records)
+    if by not in both:
+        both[by] = records[by]
+    found = rows(both, records, [by])
+    if found.facts.empty:
+        return pd.DataFrame()
+    known, counted = ~found.facts["synthetic"], found.records["counted"]
+    sums = found.sums(("accepted_tokens", "verify_steps"), found.records["verify_steps"] > 0)
+    table = found.facts.assign(
+        **_speedups(found, known & ~found.facts["reference"]),
+        accepted=(sums["accepted_tokens"] / sums["verify_steps"]).where(known),
+        answers=np.bincount(found.of),
+        pairs=found.count(counted),
+        prompts=found.distinct("question", counted),
+    )
+    table.loc[known & found.facts["reference"], "speedup"] = 1.0
+    return ordered(records, table)

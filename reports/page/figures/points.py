@@ -1,0 +1,60 @@
+"""Points: speedup by category and by question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from markupsafe import Markup
+from matplotlib.axes import Axes
+
+from reports.page.figures.canvas import Key, Panel, draw_grid, draw_panels
+from reports.page.figures.style import INK, Look
+
+
+def categories(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
+    """Dots of each method's speedup in each category, a panel for each setting."""
+    drawn = dict.fromkeys(label for panel in panels for label in panel.rows["label"])
+    values = pd.concat([panel.rows["speedup"] for panel in panels])
+    left, right = min(1.0, float(values.min())), max(1.0, float(values.max()))
+    room = 0.04 * max(right - left, 0.1)
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        names = list(rows["category"].unique())
+        axes.axvline(1, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
+        for label, dots in rows.groupby("label", sort=False):
+            look = style[str(label)]
+            places = [names.index(name) for name in dots["category"]]
+            axes.scatter(dots["speedup"], places, 34, color=look.colour, marker=look.marker)
+        axes.set_xlim(left - room, right + room)
+        axes.grid(axis="y", color=INK, alpha=0.1)
+        axes.set_xlabel("speedup over autoregressive decoding")
+
+    keys = [Key(label, *style[label]) for label in drawn]
+    alt = "Speedup by category and method"
+    return draw_panels("categories", alt, panels, draw, keys, rows="category")
+
+
+def scatter(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
+    """A dot for each question: its speedup above its accepted length, a panel for each setting."""
+    drawn = dict.fromkeys(label for panel in panels for label in panel.rows["label"])
+    keys = [Key(label, *style[label]) for label in drawn]
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        axes.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
+        for label, dots in rows.groupby("label", sort=False):
+            look = style[str(label)]
+            axes.plot(
+                dots["accepted"],
+                dots["speedup"],
+                linestyle="none",
+                color=look.colour,
+                marker=look.marker,
+                markersize=3.5,
+                markeredgewidth=0,
+            )
+        axes.set_ylim(bottom=0)
+
+    alt = "Speedup of single questions against their accepted length, by method"
+    shown = [(panel.title, panel.rows) for panel in panels]
+    return draw_grid("questions", alt, shown, draw, keys, "accepted length", "speedup", 3.2)

@@ -1,0 +1,179 @@
+"""What a page is made of: runs, sections, tables, cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import pandas as pd
+from markupsafe import Markup
+
+from bench.records.costs import STEP
+from bench.records.runs import REFERENCE, Record, label
+from reports.measures import Definitions, acceptance, shares, speedup
+from reports.measures.matches import defective
+from reports.page.figures.style import Look, looks
+from reports.read.companions import AUDIT_COUNTS, QUALITY, TESTED, RunInfo
+from reports.read.preparation import NAME
+
+TableRow: TypeAlias = Mapping[Any, Any]  # a row of a table of figures
+
+
+@dataclass(frozen=True)
+class Page:
+    """The runs of a page and their records as `prepare` returns them; `left_out`: records
+    given of the question set that is in no report; `costs`: the newest record of each measurement
+    of cost studies, with the study's name as `run`; `notices`: what reading left out, and why.
+    """
+
+    runs: Sequence[RunInfo]
+    records: pd.DataFrame
+    left_out: int = 0
+    costs: Sequence[Record] = ()
+    notices: Sequence[str] = ()
+
+    @property
+    def good(self) -> int:
+        """How many records are good."""
+        return int(self.records["ok"].sum())
+
+    @cached_property
+    def style(self) -> dict[str, Look]:
+        steps = (label(r["method"], r["params"]) for r in self.costs if r["kind"] == STEP)
+        return looks(sorted({*self.records["label"], *steps}), [REFERENCE])
+
+    @cached_property
+    def audited(self) -> pd.DataFrame:
+        """The rows of every audit that is of these records."""
+        rows = [{**row, "run": run.name} for run in self.runs for row in run.audited]
+        return pd.DataFrame(
+            rows,
+            columns=[*NAME, *AUDIT_COUNTS, *QUALITY, *TESTED, "examples"],
+        )
+
+    @cached_property
+    def _defects(self) -> dict[tuple[Any, ...], int]:
+        rows = self.audited
+        keys = rows[list(NAME)].itertuples(index=False, name=None)
+        return dict(zip(keys, rows["defects"], strict=True))
+
+    @cached_property
+    def defective(self) -> frozenset[tuple[Any, ...]]:
+        """The names (`NAME`) of rows whose audit shows anything wrong."""
+        rows = ({**row, "run": run.name} for run in self.runs for row in run.audited)
+        return frozenset(tuple(row[name] for name in NAME) for row in rows if defective(row))
+
+    def defects(self, row: TableRow) -> int:
+        """Defects that the audit found in a table's row."""
+        return int(self._defects.get(tuple(row[name] for name in NAME), 0))
+
+    @cached_property
+    def speedup(self) -> pd.DataFrame:
+        """Of every row, with methods that gave wrong output never the fastest."""
+        return speedup.speedup(self.records, defective=self.defective)
+
+    @cached_property
+    def accepted(self) -> pd.DataFrame:
+        return acceptance.accepted(self.records)
+
+    @cached_property
+    def shares(self) -> pd.DataFrame:
+        return shares.shares(self.records)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One block of the page; `body`: HTML of its own below the lead; `empty` stands where there are
+    no tables, `details` are folded; `records`: how many the figure and the tables are made of.
+    """
+
+    id: str
+    title: str
+    lead: str
+    figure: Markup | None = None
+    tables: Sequence[Table] = ()
+    definitions: Definitions = ()
+    empty: str = ""
+    details: Sequence[tuple[str, str]] = ()
+    body: Markup | None = None
+    records: int = 0
+
+
+@dataclass(frozen=True)
+class Card:
+    label: str
+    value: str
+    note: str = ""
+    strong: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """`lead` stands above the rows, with the `tags` of all its methods; `facts` are settings of the
+    whole table, by which filters find it; a `folded` one opens on a click.
+    """
+
+    caption: str
+    heads: Sequence[Head]
+    rows: Sequence[Sequence[Cell]]
+    lead: Markup | str = ""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    folded: bool = False
+    tags: Sequence[Tag] = ()
+
+    @cached_property
+    def shared(self) -> Mapping[int, str]:
+        """Columns of a setting that all rows share, by their places, with its name and value."""
+        if len(self.rows) < 2:
+            return {}
+        found = {}
+        for place, (head, *cells) in enumerate(zip(self.heads, *self.rows, strict=True)):
+            if all(cell.setting and cell.text == cells[0].text for cell in cells):
+                found[place] = f"{head.text} {cells[0].text}"
+        return found
+
+
+@dataclass(frozen=True)
+class Head:
+    """A column's head; `term`: the definition it links to where that is not its own text."""
+
+    text: str
+    numeric: bool = False
+    term: str | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What stands in a table: `sort` is the value by which it sorts and which its CSV holds;
+    `parts` stand for it there, each in a column of its own; `detail` is a second line, `graphic` a
+    drawing beside the text.
+    """
+
+    text: str
+    sort: float | str | None = None
+    detail: str = ""
+    graphic: Markup | None = None
+    parts: Sequence[float] = ()
+    tags: Sequence[Tag] = ()
+    names_row: bool = False
+    setting: bool = False
+    same: bool = False  # a setting as in the row above
+
+    @property
+    def key(self) -> str | None:
+        """What the page sorts by where it is not the text itself: a value to seven digits."""
+        key = f"{self.sort:.7g}" if isinstance(self.sort, float) else self.sort
+        alone = not (self.tags or self.detail or self.graphic)
+        return None if key is None or (alone and str(key) == self.text) else str(key)
+
+
+@dataclass(frozen=True)
+class Tag:
+    """A short mark beside a method's name; `why` is what a pointer held over it says."""
+
+    text: str
+    kind: str = "plain"
+    href: str | None = None
+    why: str = ""

@@ -1,0 +1,44 @@
+"""The section on the verification share."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reports.measures.shares import DEFINITIONS
+from reports.page.columns import Column, column, defined, figure
+from reports.page.figures import bars
+from reports.page.format import NONE, percent
+from reports.page.model import Page, Section, TableRow
+from reports.page.panels import drawn, with_value
+from reports.page.tables import tables
+
+
+def section(page: Page) -> Section:
+    rows = page.shares
+    drawing, cut = drawn(with_value(rows, "verify"), bars.shares)
+    columns = [
+        defined(column("Verification", "verify", percent), "Verification share"),
+        Column("95 % interval", "low", _percent_bounds, parts=("low", "high")),
+        column("Draft", "draft", percent),
+        column("Accept", "accept", percent),
+        column("Other", "other", percent),
+        figure("Verify steps", "verify_steps", "{:,.0f}"),
+        figure("Verify ms/step", "verify_ms", "{:.2f}"),
+        figure("Loop ms/step", "loop_ms", "{:.2f}"),
+    ]
+    return Section(
+        "shares",
+        "Verification share",
+        "Where the decode loop's time goes." + cut,
+        drawing,
+        tables(page, "Verification share by model, question set, engine and method", rows, columns),
+        DEFINITIONS,
+        "No good records: nothing was timed.",
+        records=int((page.records["ok"] & page.records["loop_s"].notna()).sum()),
+    )
+
+
+def _percent_bounds(row: TableRow) -> str:
+    if pd.isna(row["low"]):
+        return NONE
+    return f"[{100 * row['low']:.1f}, {100 * row['high']:.1f}] %"
