@@ -74,24 +74,6 @@ def settled(device: str, dtype: str) -> tuple[str, str]:
     return device, dtype
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first difference that makes figures of two environments incomparable, or None."""
-    watched = (
-        ("packages", "torch"),
-        ("packages", "transformers"),
-        ("packages", "chimera-bench"),
-        ("cpu", "model"),
-        ("cpu", "torch_threads"),
-        ("cuda", "name"),
-        ("cuda", "driver"),
-    )
-    for group, name in watched:
-        a, b = ((environment.get(group) or {}).get(name) for environment in (before, now))
-        if a != b:
-            return f"{group} {name} ({a}, now {b})"
-    return None
-
-
 def device_name(device: str) -> str:
     """`NVIDIA H200`, or `<processor>, 2 threads` on the CPU. UsageError without one."""
     import torch

@@ -21,7 +21,6 @@ from typing import Any, BinaryIO, NoReturn, Self, cast
 from filelock import FileLock, Timeout
 
 from bench import files
-from bench.environment import changed
 from bench.errors import UsageError
 from bench.records.schema import VERSION, Record, version
 
@@ -265,7 +264,7 @@ class Folder:
                 f"{self.path} holds a run of other settings (see its {name}); choose another --out"
             )
         if before is not None and self._newest:
-            difference = changed(json.loads(before), json.loads(json.dumps(environment)))
+            difference = _changed(json.loads(before), json.loads(json.dumps(environment)))
             if difference:
                 raise UsageError(
                     f"{self.path} was recorded with another {difference}; choose another --out"
@@ -291,3 +290,21 @@ def _holder(lock: Path) -> str:
 
 def _outcome(record: Record) -> tuple[str, str | None]:
     return record["status"], record.get("error")
+
+
+def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first difference that makes figures of two environments incomparable, or None."""
+    watched = (
+        ("packages", "torch"),
+        ("packages", "transformers"),
+        ("packages", "chimera-bench"),
+        ("cpu", "model"),
+        ("cpu", "torch_threads"),
+        ("cuda", "name"),
+        ("cuda", "driver"),
+    )
+    for group, name in watched:
+        a, b = ((environment.get(group) or {}).get(name) for environment in (before, now))
+        if a != b:
+            return f"{group} {name} ({a}, now {b})"
+    return None
