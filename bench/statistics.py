@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals and tests of ratios over questions and repeats.
+"""Intervals and significance tests of ratios over questions and repeats.
 
 Arrays in, arrays out; knows nothing of records.
 """
@@ -36,7 +36,7 @@ METHOD = (
 
 class Estimates(NamedTuple):
     """Figures with the ends of their intervals, and the p of the hypothesis that a figure is 1;
-    nan where nothing can be said. [rows] each.
+    nan where it is not known. [rows] each.
     """
 
     value: Floats

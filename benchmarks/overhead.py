@@ -58,9 +58,9 @@ def contract(repeats: int, tokens: int = 256) -> str:
             token = target.prefill(PROMPT).logits.argmax(-1)
             started = time.perf_counter()
             for _ in range(tokens - 1):
-                token = target.forward(TokenTree(token, root)).logits.argmax(-1)
-                token.item()
-                target.commit_root()
+                tree = TokenTree(token, root)
+                token = target.forward(tree).logits.argmax(-1)
+                target.commit_root(target.keep_root(tree, token)).wait()
             return time.perf_counter() - started
 
     def through() -> float:

@@ -130,7 +130,7 @@ def write(out: Path, text: str, flag: str = "--out") -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line on stderr for bad input."""
+    """Exit code 0, or 2 with one line on stderr for invalid input."""
     parser = argparse.ArgumentParser(prog="python -m reports.build", description=__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="results/<run>")
     parser.add_argument("--out", type=Path, default=OUT, help="page to write (%(default)s)")

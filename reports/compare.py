@@ -1,4 +1,4 @@
-"""What changed between two runs, and how surely: for a look, or to stop a build that became slower.
+"""What changed between two runs, with intervals; can fail a build that became slower.
 
 python -m reports.compare results/<before> results/<after> [--fail-slower 5%]
 """
@@ -37,21 +37,22 @@ NAMED = 12  # rows that an error lists
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, 1 where a row became slower than --fail-slower allows, 2 on bad input."""
+    """Exit code 0, 1 where a row became slower than --fail-slower allows, 2 on invalid input."""
     parser = Parser(
         prog="python -m reports.compare",
         description="What changed between two runs.",
         allow_abbrev=False,
     )
     parser.add_argument("before", type=Path, metavar="A", help="folder of a run")
-    parser.add_argument("after", type=Path, metavar="B", help="folder of the run held against it")
+    parser.add_argument("after", type=Path, metavar="B", help="folder of the run to compare with A")
     parser.add_argument(
         "--fail-slower",
         metavar="SHARE",
-        help="exit 1 where a row is slower by more than this for sure (its whole interval): 5%%, "
-        "or 0.05",
+        help="exit 1 where a row is slower by more than this with its whole interval: 5%% or 0.05",
     )
-    parser.add_argument("--strict", action="store_true", help="exit 1 where it is, sure or not")
+    parser.add_argument(
+        "--strict", action="store_true", help="decide by the value alone, not by its interval"
+    )
     parser.add_argument("--absolute", action="store_true", help="compare seconds per token itself")
     parser.add_argument(
         "--method", nargs="+", default=[], metavar="NAME", help="these methods or rows alone"
@@ -81,15 +82,17 @@ class Limit:
     strict: bool
 
     def __str__(self) -> str:
-        return f"slower by more than {100 * self.share:g} %{'' if self.strict else ' for sure'}"
+        return (
+            f"slower by more than {100 * self.share:g} %{'' if self.strict else ', whole interval'}"
+        )
 
 
 def share(text: str) -> float:
-    """5% and 0.05 -> 0.05. UsageError on what is no share."""
+    """5% and 0.05 -> 0.05. UsageError for other text."""
     match = re.fullmatch(r"([0-9]+(?:[.][0-9]*)?|[.][0-9]+)\s*(%?)", text.strip(), re.ASCII)
     value = float(match[1]) / (100 if match[2] else 1) if match else math.inf
     if match is None or value > 100 or (value >= 1 and not match[2]):
-        raise UsageError(f"--fail-slower {text!r} is no share; write it as 5% or 0.05")
+        raise UsageError(f"--fail-slower {text!r} is not a share; write it as 5% or 0.05")
     return value
 
 
@@ -97,7 +100,7 @@ def _limit(given: str | None, strict: bool) -> Limit | None:
     if given is not None:
         return Limit(share(given), strict)
     if strict:
-        raise UsageError("--strict says how --fail-slower decides; give that too")
+        raise UsageError("--strict changes how --fail-slower decides; give --fail-slower too")
     return None
 
 
@@ -113,7 +116,7 @@ def _broken(row: TableRow, limit: Limit | None) -> bool:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs side by side.
+    """Two runs compared.
 
     Attributes:
         names, counts: their folders, and how many of their records were looked at.
@@ -136,7 +139,7 @@ class Comparison:
 
 def compare(before: Path, after: Path, absolute: bool, methods: Sequence[str] = ()) -> Comparison:
     """Run B against run A. UsageError where a folder cannot be read, neither run has one of the
-    `methods`, or the two have no turn together."""
+    `methods`, or the two have no turn in common."""
     import pandas as pd
 
     from reports.measures import comparability
@@ -149,10 +152,10 @@ def compare(before: Path, after: Path, absolute: bool, methods: Sequence[str] = 
     tables = [page.records[_chosen(page.records, methods, together)] for page in pages]
     found = changes(tables[0], tables[1], absolute)
     if found.rows.empty:
-        mend = "" if absolute else ", each beside a reference of its own run (or use --absolute)"
+        hint = "" if absolute else ", each with a reference in its own run (or use --absolute)"
         raise UsageError(
-            f"{before} and {after} have no turn of the same row together; compare runs of the same "
-            f"models, question sets and methods{mend}"
+            f"{before} and {after} have no turn of the same row in common; compare runs of the "
+            f"same models, question sets and methods{hint}"
         )
     plain = [table[table["reference"]] for table in tables]
     references = changes(plain[0], plain[1], absolute=True).rows
@@ -227,7 +230,7 @@ def _lines(found: Comparison, limit: Limit | None) -> Iterable[str]:
     yield from _table([_cells(row, found.changes.key, show, limit) for row in rows])
     if not found.absolute and len(found.references):
         yield ""
-        yield "The references themselves, in seconds per token (they decide nothing here)"
+        yield "The references themselves, in seconds per token (not part of the comparison)"
         key = [name for name in found.changes.key if name in found.references]
         yield from _table([_cells(row, key, _seconds) for row in _rows(found.references)])
     for side, names in (("A", found.changes.only_a), ("B", found.changes.only_b)):
@@ -323,7 +326,7 @@ def _rows(table: pd.DataFrame) -> list[dict[Any, Any]]:
 
 
 def _plain(row: TableRow) -> dict[str, Any]:
-    """Values that JSON has; null for what is not known."""
+    """Values as JSON has them; null where one is not known."""
     found = {}
     for name, value in row.items():
         plain = value.item() if hasattr(value, "item") else value

@@ -71,7 +71,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line on stderr for bad input."""
+    """Exit code 0, or 2 with one line on stderr for invalid input."""
     parser = argparse.ArgumentParser(prog="python -m reports.view", description=__doc__)
     parser.add_argument("folder", type=Path, metavar="results/<run>")
     parser.add_argument("prompt_id", metavar="PROMPT_ID")

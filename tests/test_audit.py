@@ -1,4 +1,4 @@
-"""Are lossless methods lossless: what the audit of a run finds."""
+"""The audit of a run: whether lossless methods are lossless."""
 
 import hashlib
 import json
@@ -31,11 +31,11 @@ VOCAB = 64
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
 
 
 class Wrong(Autoregressive):
-    """Claims to be lossless and emits the next id now and then."""
+    """Claims to be lossless and sometimes emits the next id instead."""
 
     name: ClassVar[str] = "wrong"
 
@@ -63,7 +63,7 @@ class Early(Autoregressive):
 
 
 class Doubtful(Autoregressive):
-    """Takes the second choice where it is near: in float32, and in float64 too if `always`."""
+    """Takes the second choice where its logit is near: in float32, and in float64 if `always`."""
 
     name: ClassVar[str] = "doubtful"
     always: ClassVar[bool] = False
@@ -82,7 +82,7 @@ class Doubtful(Autoregressive):
 
 
 def rows(folder: str) -> dict[str, dict[str, Any]]:
-    """The audit by label, once it is known to be of the folder's records."""
+    """The audit by label; asserts that it is of the folder's records."""
     content = json.loads(Path(folder, "audit.json").read_text())
     data = Path(folder, "records.jsonl").read_bytes()
     assert content["records_sha256"] == hashlib.sha256(data).hexdigest()
@@ -150,9 +150,7 @@ def test_a_float32_tie_must_agree_in_float64(
     always: bool, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, Doubtful)
-    monkeypatch.setattr(
-        audit_outputs, "FLOAT32_GAP", 0.02
-    )  # there are few ties to be found at 1e-3
+    monkeypatch.setattr(audit_outputs, "FLOAT32_GAP", 0.02)  # there are few ties at 1e-3
     monkeypatch.setattr(Doubtful, "always", always)
     flags = ("--models", "synthetic:tiny", "--methods", "doubtful", "--max-new-tokens", "16")
     assert run(*flags, "--out", "run") == 0
@@ -220,7 +218,7 @@ def changed(target: TargetModel, position: int, rank: int) -> tuple[list[int], l
 def explain(
     target: TargetModel, answers: tuple[list[int], list[int]], agree: bool | None = None
 ) -> Divergence:
-    """`agree`: whether both are the same in float64; None where that must not be asked."""
+    """`agree`: whether both are the same in float64; None where that must not be evaluated."""
 
     def asked() -> bool:
         assert agree is not None
@@ -260,9 +258,9 @@ def test_an_output_cut_short_is_a_defect(target: TargetModel) -> None:
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(1, "tie"), (20, "defect")])
-def test_half_precision_holds_the_gap_against_the_noise(rank: int, expected: str) -> None:
+def test_half_precision_compares_the_gap_with_the_noise(rank: int, expected: str) -> None:
     model, _ = synthetic.build("synthetic:predictable", "cpu", torch.bfloat16)
-    model.lm_head.weight[VOCAB - 2] = model.lm_head.weight[VOCAB - 3]  # logits within noise, alike
+    model.lm_head.weight[VOCAB - 2] = model.lm_head.weight[VOCAB - 3]  # equal logits, within noise
     half = EagerTarget(model)
     with harness.one_thread():
         ids = reference_turn(half, PROMPT, 8)
@@ -290,7 +288,7 @@ def test_logits_of_all_widths_agree(target: TargetModel) -> None:
     assert audit_outputs.logits_by_width(target, ids[:1]).shape == (1, VOCAB)
 
 
-def test_float64_is_a_model_of_its_own(target: TargetModel) -> None:
+def test_float64_is_a_separate_model(target: TargetModel) -> None:
     exact = EagerTarget(in_precision(target.model, torch.float64))
     assert exact.dtype == torch.float64
     assert target.model.dtype == torch.float32
@@ -372,7 +370,7 @@ def test_the_first_difference_is_named(ids: list[int], position: int | None) -> 
     assert found == Difference(records_found[0], REFERENCE_RECORD, position)
 
 
-def test_the_stock_row_is_held_against_any_engine() -> None:
+def test_the_stock_row_is_compared_with_any_engine() -> None:
     eager, graph = REFERENCE_RECORD, made(method=REFERENCE, engine="graph", output_ids=[1, 2, 9])
     stock = made(method="transformers_generate", engine=STOCK_ENGINE, output_ids=[1, 2, 9])
     ((record, found),) = audit_outputs.differences([eager, graph, stock])

@@ -1,4 +1,4 @@
-"""python -m bench.audit: what it decodes again, draws and keeps, and what it refuses."""
+"""python -m bench.audit: reruns, draws, the file it writes, and the input it refuses."""
 
 import gzip
 import json
@@ -30,7 +30,7 @@ DRAWS, FEW = ("--draws", "400"), ("--draws", "200")
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
     with harness.one_thread():
         yield
 
@@ -47,7 +47,7 @@ class Slip(Autoregressive):
 
 
 class Rounding(Autoregressive):
-    """Takes another id at one step in half precision, as rounding may."""
+    """Emits another id at one step in half precision, as rounding may."""
 
     name: ClassVar[str] = "rounding"
 
@@ -69,13 +69,13 @@ class Colder(Autoregressive):
 
 
 class Honest(NoisyOracle):
-    """Accepts as it should."""
+    """Accepts correctly."""
 
     name: ClassVar[str] = "honest"
 
 
 class Keen(NoisyOracle):
-    """Claims to be lossless and accepts whatever is typical."""
+    """Claims to be lossless and accepts by typical acceptance."""
 
     name: ClassVar[str] = "keen"
 
@@ -93,7 +93,7 @@ class Loose(Keen):
 
 
 class Broken(Autoregressive):
-    """Cannot draw."""
+    """Fails when it draws, if `fails`."""
 
     name: ClassVar[str] = "broken"
     fails: ClassVar[bool] = False
@@ -113,10 +113,10 @@ def rows(folder: str = "run") -> dict[str, dict[str, Any]]:
     return {f"{row['label']} at {row['temperature']:g}": row for row in audited(folder)["rows"]}
 
 
-# Equal, and not
+# Outputs
 
 
-def test_a_float32_run_is_audited_anew(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_float32_run_is_audited_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--out", "run") == 0
     before = rows()
     content = harness.contents(Path("run"))
@@ -236,17 +236,17 @@ def test_lossy_methods_have_agreement_and_perplexity(monkeypatch: pytest.MonkeyP
     assert run("--out", "run", *flags, "--max-new-tokens", "24") == 0
     greedy, sampled = (rows()[f"loose(accuracy=0.7,seed=0,dynamic=false) at {t}"] for t in (0, 1))
     assert greedy["answers"] == sampled["answers"] == 2 * len(harness.ROWS)
-    assert greedy["compared"] == sampled["compared"] == 0  # not held to the reference
+    assert greedy["compared"] == sampled["compared"] == 0  # not compared with the reference
     assert (greedy["agreement"], greedy["equal_answers"]) == (1, 1)
     assert greedy["reference_agreement"] == 1
     assert greedy["perplexity"] == greedy["reference_perplexity"] >= 1
     assert sampled["agreement"] < 1
     assert sampled["reference_agreement"] < 1
-    assert sampled["perplexity"] < sampled["reference_perplexity"]  # it takes what is likely
+    assert sampled["perplexity"] < sampled["reference_perplexity"]  # it prefers likely tokens
     assert sampled["reference_perplexity"] > greedy["reference_perplexity"]
 
 
-# What is kept
+# audit.json
 
 
 def test_a_run_that_continues_keeps_a_deeper_audit_of_its_records() -> None:

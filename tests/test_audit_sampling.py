@@ -59,7 +59,7 @@ def draft_again(probs: Tensor) -> Tensor:
 
 
 def no_tail(probs: Tensor) -> Tensor:
-    """A top-k that nobody asked for."""
+    """A top-k that was not asked for."""
     return torch.where(probs >= probs.topk(3).values[:, -1:], probs, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""The runs that ship as files resolve, all but their weights, with no GPU and no network."""
+"""The shipped configurations resolve, except for weights, without a GPU and a network."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from bench.records import validation
 from bench.run.__main__ import main
 from bench.run.config import resolve
 from bench.targets import registry as targets
-from tests.harness import QUESTIONS, TURNS, kept, of, one_thread, settle
+from tests.harness import QUESTIONS, TURNS, kept, of, one_thread, work_in
 from tests.test_published import Draft, V, medusa_state, save_draft, target, with_own_heads
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
@@ -42,7 +42,7 @@ PAPER = {
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every registered set looks like `mini`; weights and downloads are out of reach."""
+    """Every registered set looks like `mini`; loading weights and downloading fail."""
     mini = sets.load("mini", None)
 
     def load(name: str, data_dir: Path | None) -> Questions:  # noqa: ARG001
@@ -121,7 +121,7 @@ def a_small_llama(folder: Path) -> Path:
 def test_a_paper_run_decodes_with_drafts_in_the_published_layouts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle(tmp_path, monkeypatch)
+    work_in(tmp_path, monkeypatch)
     states = Draft().states()
     heads = states["chimera_head.pt"]
     heads |= {f"{i}.0.weight": heads["0.0.weight"].roll(i, 0) for i in (3, 4)}

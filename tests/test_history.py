@@ -31,7 +31,7 @@ MODEL = "synthetic:predictable"
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
 
 
 def answers(folder: str | Path) -> list[dict[str, Any]]:
@@ -87,10 +87,10 @@ def test_the_history_is_in_the_prompt_and_in_the_key() -> None:
     assert changed == expected
 
 
-def test_another_runs_history_is_used_and_no_one_is_asked() -> None:
+def test_another_runs_history_is_used_and_the_reference_is_not_asked() -> None:
     assert run("--out", "one") == 0
     given = Path("one/history.jsonl").read_bytes()
-    # Another budget, so that this run's own answers would be others.
+    # Another budget, so that this run's own answers would differ.
     flags = ("--max-new-tokens", "5", "--history", "one/history.jsonl", "--out", "two")
     assert run(*flags) == 0
     assert prompt_hashes("two", 2) == prompt_hashes("one", 2)

@@ -1,4 +1,4 @@
-"""The grid: its order, the seeds of its turns and the keys that they are resumed by."""
+"""The grid: its order, the seeds of its turns and the keys by which they are resumed."""
 
 import itertools
 from collections import Counter

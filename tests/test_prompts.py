@@ -1,4 +1,4 @@
-"""Question sets: the packaged ones, reading and refusing files, downloads, the spread choice."""
+"""Question sets: packaged sets, valid and invalid files, downloads, limits over categories."""
 
 import hashlib
 import json
@@ -131,7 +131,7 @@ def test_published_sets_match_their_pins(name: str, categories: int, turns: int)
     assert len(set(limited.dataset["category"])) == categories
 
 
-# One's own file
+# A user's file
 
 
 def test_own_file(tmp_path: Path) -> None:
@@ -277,7 +277,7 @@ def test_wrong_checksum_after_fetching_again(
     assert forced == [False, True]
 
 
-# The spread choice
+# A limit, spread over categories
 
 
 @pytest.mark.parametrize("limit", [1, 7, 8, 9, 20, 39])

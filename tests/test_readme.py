@@ -79,7 +79,7 @@ def test_the_package_declares_the_example(example: type[Decoder]) -> None:
 def test_the_example_decodes_what_the_reference_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
     flags = ("--methods", NAME, f"{NAME}(k=8)", "--max-new-tokens", str(TOKENS), "--out", "out")
     assert harness.run(*flags) == 0
     records = harness.kept("out")

@@ -1,4 +1,4 @@
-"""The command: bad input, resuming after a kill at any moment, what it prints and leaves."""
+"""The command: invalid input, resuming after a kill at any moment, its output and its files."""
 
 import json
 import os
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +38,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run with the quick settings; copy it."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        harness.settle(folder, patch)
+        harness.work_in(folder, patch)
         assert run("--out", "out") == 0
     return folder / "out"
 
 
 @pytest.fixture
 def done(whole: Path, tmp_path: Path) -> Path:
-    """A finished run of one's own, as `out`."""
+    """A copy of the finished run, as `out`."""
     return Path(shutil.copytree(whole, tmp_path / "out"))
 
 
-# Bad input
+# Invalid input
 
 
 def refused(flags: Sequence[str], capfd: pytest.CaptureFixture[str]) -> str:
@@ -67,7 +67,7 @@ def refused(flags: Sequence[str], capfd: pytest.CaptureFixture[str]) -> str:
     return line.removeprefix("error: ")
 
 
-UNTOUCHED = [  # refused before there is a folder, with a mend in every line
+UNTOUCHED = [  # refused before there is a folder, with a fix in every message
     (["--models", "synthetic:predictible"], "unknown model .*did you mean synthetic:predictable"),
     (["--models", "nowhere"], "unknown model 'nowhere'.*Known: smollm2-135m, "),
     (["--methods", "lookahed"], "unknown method 'lookahed'; did you mean 'lookahead'"),
@@ -81,10 +81,10 @@ UNTOUCHED = [  # refused before there is a folder, with a mend in every line
     (["--datasets", "none.jsonl"], "cannot read the question set none.jsonl: No such file"),
     (["--datasets"], "--datasets needs at least one value"),
     (["--datasets", "asked.jsonl", "sub/asked.jsonl"], "two question sets are named 'asked'"),
-    (["--temperature", "nan"], "--temperature must be a number from 0, not nan"),
-    (["--temperature", "inf"], "--temperature must be a number from 0, not inf"),
-    (["--temperature", "-0.5"], "--temperature must be a number from 0, not -0.5"),
-    (["--top-p", "0"], "--top-p must lie above 0"),
+    (["--temperature", "nan"], "--temperature must be a number of at least 0, not nan"),
+    (["--temperature", "inf"], "--temperature must be a number of at least 0, not inf"),
+    (["--temperature", "-0.5"], "--temperature must be a number of at least 0, not -0.5"),
+    (["--top-p", "0"], "--top-p must be above 0"),
     (["--limit", "0"], "--limit must be at least 1, not 0"),
     (["--repeats", "0"], "--repeats must be at least 1, not 0"),
     (["--turns", "0"], "--turns must be at least 1"),
@@ -125,7 +125,7 @@ def test_bad_input_is_one_line_and_changes_nothing(
 
 
 def cut(name: str) -> None:
-    """The second line of a question set is no JSON."""
+    """The second line of a question set is not JSON."""
     harness.ask(Path(name))
     lines = Path(name).read_text().splitlines()
     Path(name).write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]))
@@ -344,10 +344,10 @@ def test_as_a_command() -> None:
     assert ended.stderr == "error: --limit must be at least 1, not 0\n"
 
 
-# What a run leaves and prints
+# A run's files and output
 
 
-def test_a_run_is_whole_and_quiet(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_complete_and_quiet(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert validation.check(whole) == []
     names = {path.name for path in whole.iterdir()} - {".lock"}
     files = ("records.jsonl", "history.jsonl", "audit.json", "run.yaml", "environment.json")
@@ -357,7 +357,7 @@ def test_a_run_is_whole_and_quiet(whole: Path, capfd: pytest.CaptureFixture[str]
     capfd.readouterr()
     assert run("--out", "out") == 0
     shown = capfd.readouterr()
-    assert (shown.out, shown.err) == ("", "records: out\n")  # no bar where nobody watches
+    assert (shown.out, shown.err) == ("", "records: out\n")  # no progress bar off a terminal
 
 
 def test_a_run_builds_the_report(done: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -556,7 +556,7 @@ def test_a_failure_is_tried_again_and_counts_until_it_works(
     assert all(record[name] is None for record in failed for name in FIGURES)
     size = len(records.read("out"))
     assert run(*flags) == code
-    assert len(records.read("out")) == size  # it failed again, and has said so
+    assert len(records.read("out")) == size  # the same failure is not recorded twice
     monkeypatch.setattr(Flaky, "fails", "")
     assert run(*flags) == 0
     assert len(records.read("out")) == size + harness.TURNS
@@ -586,7 +586,7 @@ def test_an_engine_that_cannot_run_falls_back_and_says_so(
     reason = "compile cannot run here: CUDA graphs need a GPU, not cpu"
     assert f"{reason}; eager instead" in capsys.readouterr().err
     found = records.read("both")
-    # The same cells as eager's own, so they were not run again.
+    # The same cells as those of eager, so they were not run again.
     assert {r["engine"] for r in found} == {"eager", "stock"}
     assert not any(reason in r["warnings"] for r in found)
     assert run("--engine", "compile", "--limit", "1", "--out", "alone") == 0

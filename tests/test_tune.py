@@ -132,7 +132,7 @@ class Bench:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of tuned files in a cache of one's own; small stages; one thread."""
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
     monkeypatch.setenv("CHIMERA_BENCH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(tune_config, "EFFORT", dict.fromkeys(tune_config.EFFORT, SMALL))
     harness.install(monkeypatch, Dial, Absent)

@@ -201,10 +201,17 @@ class TargetModel(ABC):
             also: int64 [m], more numbers that the decoder wants on the host.
         """
 
-    def commit_root(self) -> None:
-        """Keep the root's row alone, as plain autoregressive decoding does; no host read."""
-        self.cache.advance(1)
+    def keep_root(self, tree: TokenTree, token: Tensor) -> Tensor:
+        """The device's part of plain autoregressive decoding: the root's row is counted, `token`,
+        int64 [1], becomes the tree's root. A function of tensors; returns `token`."""
+        tree.tokens[:1].copy_(token)
         self.length.add_(1)
+        return token
+
+    def commit_root(self, token: Tensor) -> Reading:
+        """Keep the root's row alone; `token`, which `keep_root` returned, is read."""
+        self.cache.advance(1)
+        return Committed([0], [int(token)], [])
 
     # What drafts and acceptance rules compute
 

@@ -136,7 +136,7 @@ def _cached(entry: QuestionSet) -> Path:
     import datasets  # here, since it is slow to import
 
     name = datasets.utils.file_utils.hash_url_to_filename(_url(entry))
-    return Path(datasets.config.DOWNLOADED_DATASETS_PATH) / name
+    return Path(datasets.config.DOWNLOADED_DATASETS_PATH, name)
 
 
 def _download(entry: QuestionSet) -> bytes:

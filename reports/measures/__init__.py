@@ -1,4 +1,4 @@
-"""Every figure of the report, defined once: its definition in words beside the function."""
+"""Every figure of the report, one module each: the function and its definition in words."""
 
 from typing import TypeAlias
 

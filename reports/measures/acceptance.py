@@ -15,7 +15,7 @@ DEFINITIONS: Definitions = (
         "Accepted length",
         "tokens emitted by verify steps divided by verify steps, summed over all of the row's good "
         "records. The token that prefill gives is not counted, the bonus token of each step is; "
-        "a step cut short by the end of the answer counts with what was kept of it. Plain "
+        "a step cut short by the end of the answer counts with the tokens kept. Plain "
         "autoregressive decoding has 1.",
     ),
     ("95 % interval", "as for the speedup, of the accepted length."),
@@ -30,7 +30,7 @@ DEFINITIONS: Definitions = (
     ),
     (
         "Stock generate",
-        "is run whole: its verify steps and phases are not seen.",
+        "is timed as a whole: its verify steps and phases are unknown.",
     ),
 )
 

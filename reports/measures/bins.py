@@ -36,7 +36,7 @@ def bins_of(tokens: Any, edges: Sequence[int]) -> Ints:
 
 
 def binned(records: pd.DataFrame, found: Rows, known: Ints, edges: Sequence[int]) -> pd.DataFrame:
-    """Steps by what their record knows [records] and the answer's tokens before them."""
+    """Steps in bins of the tokens known before them: `known` [records] and those of the answer."""
     if found.facts.empty:
         return pd.DataFrame()
     steps = flat(found.records["accept_lengths"])

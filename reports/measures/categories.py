@@ -11,8 +11,8 @@ DEFINITIONS: Definitions = (
     (
         "Category",
         "speedup and, below it, its interval and the accepted length, as in their own tables, over "
-        "one category's questions. Categories hold few questions: read differences between them "
-        "with care.",
+        "one category's questions. Categories hold few questions: differences between them are "
+        "uncertain.",
     ),
 )
 

@@ -1,4 +1,4 @@
-"""What changed between two runs: rows that both have, turn by turn, and how sure the change is."""
+"""What changed between two runs: the rows that both have, turn by turn, with intervals."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bench.statistics import Floats, estimates
 from reports.read.preparation import pairs
 
 KEY = ("model", "dataset", "engine", "temperature", "label")
-# Tell rows of one run apart where they are what varies in it.
+# These distinguish rows of one run where they vary in it.
 MORE = (
     *("dtype", "device", "top_k", "top_p", "max_new_tokens"),
     *("revision", "dataset_sha256", "checkpoint_sha256", "tree_sha256", "package_version"),
@@ -30,7 +30,7 @@ _STEPS = ("accepted_tokens", "verify_steps")
 class Changes:
     """Rows in both runs, with `change`, `low`, `high` (of the time per token; 0.05: 5 % slower),
     `a` and `b` (speedups, or seconds per token), `accepted_a` and `accepted_b`, `pairs` and
-    `questions`; the names of rows that one run alone has; what tells rows apart.
+    `questions`; the names of rows that one run alone has; the columns that distinguish rows.
     """
 
     key: Sequence[str]
@@ -130,7 +130,7 @@ def _figure(sums: Any) -> Floats:
 
 
 def _without(names: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
-    """The names that are not known."""
+    """The names that are not among the known ones."""
     held = {tuple(map(str, name)) for name in known.itertuples(index=False, name=None)}
     rows = names.itertuples(index=False, name=None)
     return names[[tuple(map(str, name)) not in held for name in rows]].reset_index(drop=True)

@@ -90,20 +90,21 @@ DEFINITIONS = (
         "and the settings of each run, from its records, environment.json and settings. Hashes "
         "are compared where several runs hold the same model, question set or method; prompts "
         "and history turn by turn, as one hash over the turns that all of those runs hold. "
-        "Clocks are the card's maxima: what they were when a run began says little.",
+        "Clocks are the card's maxima; their values at the start of a run are not compared.",
     ),
     (
-        "Weighs",
-        "a difference that changes figures is warned of at the top of the page. Others are listed "
-        "for the record: a different list of methods, say, only changes which rows there are.",
+        "Effect",
+        "a difference that changes figures is reported at the top of the page too. Others are "
+        "listed for the record: a different list of methods, say, only changes which rows there "
+        "are.",
     ),
 )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A thing that has several values; `values`: each with the runs that have it, `within`: the
-    one run inside which it differs.
+    """An item with several values; `values`: each with the runs that have it, `within`: the one
+    run inside which they differ.
     """
 
     item: str
@@ -147,7 +148,7 @@ def _kinds(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def _turns(records: pd.DataFrame) -> pd.DataFrame:
-    """One line for each turn of a run, of those that gave anything."""
+    """One line for each turn of a run, of those with a good record."""
     names = ["run", *TURN, *OF_TURN]
     return records.loc[records["ok"], names].drop_duplicates()
 
@@ -189,8 +190,8 @@ class _Item(NamedTuple):
 
 
 def _owned(kinds: pd.DataFrame) -> Iterator[tuple[_Item, pd.DataFrame]]:
-    """What a model, set or method has of its own, and the lines of it that know it: failures do
-    not."""
+    """The items that belong to a model, set or method, each with the lines that know its value:
+    failures do not."""
     good = kinds[kinds["ok"].astype(bool)]  # of no records at all, too
     for column, of in OWN.items():
         if {column, *of} <= {*kinds.columns}:

@@ -22,6 +22,7 @@ DEFINITIONS: Definitions = (
     ),
 )
 
+# Where the bins of tokens in the context start.
 CONTEXTS = (0, 65, 129, 257, 513, 1025, 2049, 4097, 8193, 16385, 32769)
 
 

@@ -18,15 +18,15 @@ from reports.measures import Definitions
 from reports.measures.acceptance import accepted
 from reports.measures.speedup import speedup
 
-# What two measurements that are set against each other share.
+# What two measurements must share to be compared.
 SETTINGS = ("run", "package_version", "model", "revision", "dtype", "device", "engine", "context")
 
-NARROWEST = 0.9  # of the nodes that a length was accepted with, for a step to stand for it
+NARROWEST = 0.9  # of the nodes that a length was accepted with, for a step to be used with it
 
-COSTS: Definitions = (
+DEFINITIONS: Definitions = (
     (
         "Forward",
-        "median time of one forward of the target over a tree of that width, behind that many "
+        "median time of one forward of the target over a tree of that width, after that many "
         "cached tokens, on an idle device, with the middle half of the repeats in brackets. "
         "Nothing is committed. Repeats are interleaved by width.",
     ),
@@ -45,10 +45,10 @@ COSTS: Definitions = (
     ("Start-up", "making the engine, its first prefill and its first forwards at every width."),
     (
         "Step",
-        "one verify step of a method: drafting, the verify forward, accepting and all else, each "
+        "one verify step of a method: drafting, the verify forward, accepting and the rest, each "
         "the median over turns of its seconds per step; the step is the sum of the four. Prompts "
-        "are random tokens, so the lengths accepted here say nothing, and methods that draft from "
-        "the text find little in it: nodes/step says how wide their trees were.",
+        "are random tokens, so the lengths accepted here are meaningless, and methods that draft "
+        "from the text find few drafts in it: nodes/step shows how wide their trees were.",
     ),
     ("Verification share", "the verify forward's part of the step."),
     (
@@ -58,8 +58,8 @@ COSTS: Definitions = (
     ),
     (
         "Break-even",
-        "the method's step divided by the reference's: it gains where it accepts more tokens a "
-        "step than that.",
+        "the method's step divided by the reference's: it is faster where its accepted length is "
+        "larger than that.",
     ),
     (
         "Random drafts",
@@ -76,7 +76,7 @@ COSTS: Definitions = (
         "Projection",
         "accepted length × reference's step / method's step, for models without a measured "
         "speedup. The accepted length is another model's, as named, of the same method with the "
-        "same parameters; the steps are this model's. It is no measurement. Left out where the "
+        "same parameters; the steps are this model's. It is not a measurement. Left out where the "
         f"trees here have less than {100 * NARROWEST:.0f} % of the nodes that the length was "
         "accepted with.",
     ),
@@ -235,7 +235,7 @@ def _facts(record: Record) -> dict[str, Any]:
 
 
 def _bandwidth(record: Record) -> float:
-    """Bytes a second: the better of the two measured."""
+    """Bytes a second: the larger of the two measured."""
     return float(max(record["copy_bytes_per_s"], record["read_bytes_per_s"]))
 
 

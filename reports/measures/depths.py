@@ -18,7 +18,7 @@ DEFINITIONS: Definitions = (
         "Depth",
         "share of the verify steps that accepted at least that many drafted tokens; below it, the "
         "share of those that accepted all shallower ones. A step that the end of the answer cut "
-        "short counts with what was kept of it.",
+        "short counts with the tokens kept.",
     ),
 )
 

@@ -13,21 +13,21 @@ from reports.read.rows import ordered, rows
 DEFINITIONS: Definitions = (
     (
         "Speedup = accepted length × t_ref / t_step",
-        "a method gains by the tokens that a step gives and loses by what a step costs more than "
-        "one of the reference. All four are of the same records: the pairs of the speedup in which "
+        "a method gains by the tokens per step and loses by the extra cost of a step over one of "
+        "the reference. All four come from the same records: the pairs of the speedup in which "
         "both sides have times by phase.",
     ),
     ("t_ref", "time of the reference's decode loop per verify step: one token."),
     ("t_step", "time of the method's decode loop per verify step, drafting included."),
     (
         "t_ref / t_step",
-        "how much of a method's step one of the reference's takes; its 95 % interval below it.",
+        "a step of the reference over a step of the method; its 95 % interval below it.",
     ),
     ("Product", "accepted length × t_ref / t_step."),
     (
         "Remainder",
-        "speedup / (accepted length × t_ref / t_step) - 1. The speedup is of the host's clock, the "
-        "two times are of the phases; the remainder is what lies between the clocks.",
+        "speedup / (accepted length × t_ref / t_step) - 1. The speedup is measured by the host's "
+        "clock, the two times by the phases; the remainder is the difference of the two clocks.",
     ),
 )
 

@@ -12,10 +12,10 @@ from reports.read.rows import ordered, rows
 DEFINITIONS: Definitions = (
     (
         "Failures",
-        "are kept in the records with their reason and without any figure, and are counted in no "
-        "table. A failure that a later attempt mended is not listed.",
+        "are kept in the records with their reason and without figures, and count in no other "
+        "table. A failure that a later attempt fixed is not listed.",
     ),
-    ("Records, first warning", "how many records say so, and what the first of them says."),
+    ("Records, first warning", "how many records it concerns, and the first warning among them."),
 )
 
 _ATTEMPT = (*NAME, "reference_engine", "device")

@@ -17,7 +17,7 @@ DEFINITIONS: Definitions = (
         "4-grams / 4-grams (seq-rep-4 of Welleck et al. 2020, arXiv 1908.04319); 0 for an answer "
         "of fewer than four tokens. Mean over the row's good answers.",
     ),
-    ("Good answers", "those of the row's records that are no failures."),
+    ("Good answers", "the row's records that are not failures."),
     (
         "Repeating answers",
         f"those with a repetition above {REPEATING:g}, as a share of the row's good answers.",
@@ -26,13 +26,13 @@ DEFINITIONS: Definitions = (
         "Accepted, repeating or not",
         "the accepted length over answers that repeat themselves, and over those that do not.",
     ),
-    ("Loops' part", "the speedup divided by the speedup on answers that do not repeat, minus one."),
+    ("Gain from loops", "the speedup divided by the non-repeating speedup, minus one."),
 )
 
 
 def loops(records: pd.DataFrame, speedups: pd.DataFrame) -> pd.DataFrame:
     """Rows of `speedup` with repetition, answers, repeating (share), accepted_repeating,
-    accepted_other and loops (the part of the speedup that is due to them).
+    accepted_other and loops (the gain in speedup that is due to them).
     """
     if speedups.empty:
         return speedups

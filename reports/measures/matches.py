@@ -20,8 +20,8 @@ DEFINITIONS: Definitions = (
     ),
     (
         "Compared, equal",
-        "outputs held against the reference's of the same turn and repeat, and those of the same "
-        "ids.",
+        "outputs compared with the reference's of the same turn and repeat, and those with the "
+        "same ids.",
     ),
     (
         "Lossless",
@@ -36,15 +36,18 @@ DEFINITIONS: Definitions = (
     ),
     (
         "Position, gap of logits",
-        "the place of an answer's first id that differs, from 0, and how far apart the target's "
-        "logits of the two ids are there.",
+        "the position of an answer's first id that differs, from 0, and the difference of the "
+        "target's logits of the two ids there.",
     ),
-    ("Lossy", "methods change the distribution of the output by design and are not held to it."),
+    (
+        "Lossy",
+        "methods change the output distribution by design; equality is not required of them.",
+    ),
 )
 
 
 def matches(records: pd.DataFrame, audited: pd.DataFrame) -> pd.DataFrame:
-    """Every row but the reference's beside its audit: compared, equal, ties, defects, match_rate.
+    """Every row but the reference's with its audit: compared, equal, ties, defects, match_rate.
 
     audited: the rows of the audits with the columns of NAME and AUDIT_COUNTS; may be empty.
     """
@@ -67,6 +70,6 @@ AuditRow = Mapping[str, Any]  # a row of audit.json
 
 
 def defective(entry: AuditRow) -> bool:
-    """Whether an audit's row shows anything wrong: its answers, their reruns or its draws."""
+    """Whether an audit's row shows a defect in its answers, their reruns or its samples."""
     refused = (entry.get("sampling") or {}).get("passed") is False
     return bool(entry["defects"] or (entry.get("reruns") or {}).get("defects") or refused)

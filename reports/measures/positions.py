@@ -16,7 +16,7 @@ DEFINITIONS: Definitions = (
     ),
 )
 
-# Where the bins of positions in the answer and of tokens in the context start.
+# Where the bins of positions in the answer start.
 POSITIONS = (1, 33, 65, 129, 257, 513, 1025, 2049)
 
 

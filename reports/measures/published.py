@@ -1,6 +1,6 @@
-"""Speedups that papers state for their methods, in one place.
+"""Speedups that papers state for their methods.
 
-Only what a paper says itself, with where it says it; an average stays an average.
+Only what a paper states itself, with its source; an average stays an average.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ DEFINITIONS: Definitions = (
     ),
     (
         "Measured here",
-        "rows of the speedup table of the same method, models and question sets, with whatever "
-        "machine, weights, parameters and number of questions the records were made with.",
+        "rows of the speedup table of the same method, models and question sets, on the machine "
+        "and with the weights, parameters and number of questions of these records.",
     ),
 )
 
@@ -30,7 +30,7 @@ class PublishedSpeedup(NamedTuple):
 
     Attributes:
         method: name of the method here.
-        models, datasets: names here of what the figure is of; rows of these are set beside it.
+        models, datasets: names here of what the figure covers; rows of these are shown with it.
         model, dataset, temperature: the same in the paper's words.
         speedup: over plain autoregressive decoding, as the paper prints it.
         source: paper, and the table, section or abstract in it.

@@ -20,12 +20,12 @@ DEFINITIONS: Definitions = (
         "sums as in their own tables.",
     ),
     ("Questions", "those with a pair that counts."),
-    ("Slowest, median, fastest", "the speedups of single questions; which one below."),
+    ("Slowest, median, fastest", "the speedups of single questions; the question below."),
     ("Slower than the reference", "questions on which the method takes longer per token."),
     (
         "Correlation",
         "of the logarithms of speedup and accepted length over questions (Pearson). Near 1 where "
-        "what a question gains is a matter of how well it can be drafted.",
+        "the speedup of a question depends mostly on how well it can be drafted.",
     ),
 )
 

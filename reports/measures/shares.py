@@ -20,10 +20,10 @@ DEFINITIONS: Definitions = (
     ("95 % interval", "as for the speedup, of the verification share (of its odds)."),
     (
         "Draft, accept, other",
-        "shares of making drafts, of the acceptance rule with keeping the accepted path, and of "
-        "all else in the loop. The four are measured between marks; the loop's time is their sum.",
+        "shares of drafting, of the acceptance rule with keeping the accepted path, and of the "
+        "rest of the loop. The four are measured between marks; the loop's time is their sum.",
     ),
-    ("Verify ms/step", "time of one verify forward. Context only: it is no figure of merit."),
+    ("Verify ms/step", "time of one verify forward, for context."),
     ("Loop ms/step", "time of the whole decode loop per verify step, drafting included."),
 )
 

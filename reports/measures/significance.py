@@ -1,4 +1,4 @@
-"""What may be said of differences: which methods can be told apart, drift, too few measurements."""
+"""Which differences are significant, the drift of the reference, and too few measurements."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ MIN_REPEATS, MIN_QUESTIONS = 3, 8  # fewer get a warning
 DEFINITIONS: tuple[tuple[str, str], ...] = (
     (
         "Not distinguishable from the reference",
-        "Tested: the row's speedup is 1. Two-sided test of the logarithm of the speedup over its "
-        "jackknife error, Student's t; corrected by Holm's method for all rows of the page, so "
-        "that in all of them together a false difference is found with a probability of at most "
-        "5 %. The mark stands where the corrected p is 0.05 or more, or the interval holds 1.",
+        "Null hypothesis: the row's speedup is 1. Two-sided test of the logarithm of the speedup "
+        "over its jackknife error, Student's t; corrected by Holm's method for all rows of the "
+        "page, so that the probability of any false difference among them is at most 5 %. The "
+        "mark is shown where the corrected p is 0.05 or more, or the interval contains 1.",
     ),
     (
         "Not distinguishable from the fastest",
-        "Tested: the row is as fast as the fastest lossless method of its panel (same run, model, "
-        "question set, temperature, settings and reference), by the ratio of the two speedups over "
-        "the turns that both have, question by question; corrected by Holm's method for the "
-        "methods of the panel. Methods with defects, lossy ones and the stock row are never the "
-        "fastest; lossy ones are not compared.",
+        "Null hypothesis: the row is as fast as the fastest lossless method of its panel (same "
+        "run, model, question set, temperature, settings and reference), by the ratio of the two "
+        "speedups over the turns that both have, question by question; corrected by Holm's method "
+        "for the methods of the panel. Methods with defects, lossy ones and the stock row are "
+        "never the fastest; lossy ones are not compared.",
     ),
     (
-        "Beside the fastest",
+        "Relative to the fastest",
         "the method's speed divided by that of the fastest lossless method of its panel, over the "
         "turns that both have.",
     ),
     (
         "Verdict",
         "faster, slower or drifted where the test finds a difference and the interval does not "
-        "hold 1; otherwise not distinguishable, or within the noise.",
+        "contain 1; otherwise not distinguishable, or within the noise.",
     ),
     ("p", "of the test, corrected by Holm's method for the other tests of its kind."),
     (
@@ -46,14 +46,13 @@ DEFINITIONS: tuple[tuple[str, str], ...] = (
         "the reference's decode seconds per token in the last repeat divided by those in the "
         "first, over the turns that both have. Marked where it differs from 1 by more than its "
         "noise: p, corrected for all rows of the table, under 0.05. Repeats are interleaved method "
-        "by method, so that drift changes all of them alike; it says how far the machine was from "
-        "steady.",
+        "by method, so that drift affects all of them alike; it shows how steady the machine was.",
     ),
     (
         "Few measurements",
         f"marks rows with fewer than {MIN_REPEATS} repeats or fewer than {MIN_QUESTIONS} "
-        "questions: their intervals rest on little, and the noise of repeats is not seen at all "
-        "where there is one.",
+        "questions: their intervals rest on few values, and with a single repeat the noise of "
+        "repeats is unknown.",
     ),
 )
 
@@ -62,7 +61,7 @@ _FASTEST = ("tokens_best", "decode_s_best", "tokens", "decode_s")
 
 
 def distinct(p: Floats, found: Estimates) -> tuple[Floats, pd.Series[bool]]:
-    """p corrected for there being several, and whether the figures can be told from 1."""
+    """p corrected for the number of tests, and whether the figures differ from 1 significantly."""
     corrected = holm(p)
     beside = ~((found.low <= 1) & (found.high >= 1))
     return corrected, pd.Series((corrected < 1 - LEVEL) & beside)
@@ -101,7 +100,7 @@ def beside_fastest(both: Rows, table: pd.DataFrame, defective: Collection[Any]) 
 
 
 def _ratios(both: Rows, fastest: pd.Series[int], rivals: pd.Series[float]) -> Estimates:
-    """Each rival's speed beside that of its panel's fastest row, in the order of `rivals`."""
+    """Each rival's speed over that of its panel's fastest row, in the order of `rivals`."""
     counted = both.records[both.records["counted"]]
     best = counted[counted["row"].isin(fastest)][["panel", "answer", "tokens", "decode_s"]]
     shared = counted[counted["row"].isin(rivals)].merge(
@@ -178,7 +177,7 @@ def _slowdown(parts: Floats) -> Floats:
 
 
 def marks(row: Mapping[Any, Any]) -> list[str]:
-    """What a reader must know of how sure a row of a table of speedups is, in words."""
+    """The marks on a row of a table of speedups that concern its significance."""
     weak = few(row)
     found = [f"only {' and '.join(weak)}"] if weak else []
     if pd.notna(row.get("p")) and row.get("distinct") is False:
@@ -191,7 +190,7 @@ def marks(row: Mapping[Any, Any]) -> list[str]:
 
 
 def few(row: Mapping[Any, Any]) -> list[str]:
-    """What a row of a table of speedups has too few of, in words; other rows have nothing."""
+    """What a row of a table of speedups has too few of, in words; nothing for other rows."""
     found: list[str] = []
     if row.get("repeats") is None or row["reference"] or row["synthetic"]:
         return found

@@ -28,9 +28,9 @@ DEFINITIONS: Definitions = (
         "Pairs",
         "records of the method and of the reference with equal run, model, engine, dtype, device, "
         "question set, temperature, token limit, question, turn, repeat and prompt. The row of "
-        "stock transformers.generate is held against the reference on the engine eager (or the "
-        "first engine that was run). Failures count nowhere. Pairs in which either side has one "
-        "token only have no decode time per token: they are left out and counted.",
+        "stock transformers.generate is compared with the reference on the engine eager (or the "
+        "first engine that was run). Failures are not counted. Pairs in which either side has only "
+        "one token have no decode time per token: they are left out and counted.",
     ),
     ("95 % interval", METHOD),
     (
@@ -42,16 +42,16 @@ DEFINITIONS: Definitions = (
         "Non-repeating",
         "the speedup over the pairs in which neither answer repeats itself (both have a "
         f"repetition of at most {REPEATING:g}), with their number and the interval below it. Loops "
-        "are easy to draft, so that they flatter every method that drafts.",
+        "are easy to draft, so they inflate the speedup of every method that drafts.",
     ),
     ("Median", "of the speedups of single pairs."),
-    ("Questions, repeats", "how many of each the pairs are of."),
+    ("Questions, repeats", "how many of each the pairs cover."),
     ("Tokens/s", "tokens after the first per decode second, over all of the row's good records."),
     ("Draft parameters", "parameters of the draft that the target does not have."),
-    ("Peak memory", "highest memory that any of the row's records saw."),
+    ("Peak memory", "highest memory use of any of the row's records."),
     (
         "Synthetic models",
-        "have random weights: nothing they accept says anything, so that no speedup and no "
+        "have random weights: their accepted lengths are meaningless, so no speedup and no "
         "accepted length is reported for them, only costs and shares.",
     ),
 )

@@ -1,14 +1,14 @@
-"""The badge of a row: what its audit has shown of it, and no more.
+"""The badge of a row, from its audit alone.
 
-A method earns "lossless: verified" by its outputs or by what it draws, never by its own word:
+A method earns "lossless: verified" by its outputs or its samples, not by its own declaration:
 
-- "lossy": the method changes the output by design and is not held to the reference.
+- "lossy": the method changes the output by design, so equality is not required.
 - "not audited": there is no `audit.json`, it is of older records, it compared nothing of the row,
   or the row samples and no distribution was tested.
 - "defects": an output differs and no tie explains it; or a diverging prompt decoded again in
   float32 differs there; or the distribution test failed.
-- "audited in part": nothing was found, but prompts of some records could not be found again, or
-  fewer than 1,000 tokens were drawn.
+- "audited in part": no defect was found, but prompts of some records could not be reconstructed,
+  or fewer than 1,000 tokens were drawn.
 - greedy, float32: "lossless: verified (N answers)" where every answer equals the reference's, or
   differs first where both choices are within 1e-3 and agrees in float64.
 - greedy, half precision: the same where every answer is equal; "lossless: verified, ties in bf16"
@@ -46,7 +46,7 @@ class Badge(NamedTuple):
 DEFINITIONS: Definitions = (
     (
         "Badge",
-        "what the audit has shown of a row. Verified: in float32 every answer has the reference's "
+        "the result of the audit for a row. Verified: in float32 every answer has the reference's "
         "ids, or differs first where both choices are closer than 1e-3 and agrees in float64; in "
         "half precision every answer is equal, or differs within the precision's noise and the "
         "diverging prompts decoded again in float32 (all of them, or at least 8) agree there; when "
@@ -57,30 +57,31 @@ DEFINITIONS: Definitions = (
     (
         "Float32 reruns",
         "the method and the reference decode diverging prompts of a half-precision row again in "
-        "float32, those with the largest gap first and at most as many as is stated; equal means "
-        "that precision alone made them differ.",
+        "float32, those with the largest gap first, up to the number shown; equal means that only "
+        "the precision made them differ.",
     ),
     (
         "Distribution test",
-        "answers are drawn in float32 to the run's two shortest prompts, each alone and with the "
-        "reference's answer and itself behind it (so that drafts are accepted), and each token is "
-        "held against the target's exact distribution behind the tokens before it: with tokens in "
-        "order of falling probability, its place on the scale of cumulated probability (drawn at "
-        "random within the token's own share) is uniform if the sampler is right. Chi-square over "
-        "10 equal cells, corrected by Holm's method over all samplers of the run, at level 0.001.",
+        "answers are sampled in float32 for the run's two shortest prompts, each alone and "
+        "followed by the reference's answer and the prompt again (so that drafts are accepted). "
+        "Each token is compared with the target's exact distribution given the tokens before it: "
+        "with tokens in order of decreasing probability, its position on the scale of cumulative "
+        "probability (at random within the token's own share) is uniform if the sampler is right. "
+        "Chi-square over 10 equal cells, corrected by Holm's method over all samplers of the run, "
+        "at level 0.001.",
     ),
     (
         "Agreement",
         "of a lossy method: the mean share of an answer up to the first id that differs from the "
         "reference's of the same turn and repeat, of the longer of the two answers. Where answers "
-        "are sampled, two of the reference's own repeats agree as little as is stated beside it.",
+        "are sampled, the agreement of the reference's own repeats is given with it.",
     ),
     (
         "Perplexity",
         "of a lossy method's answers under the target: exp of the mean negative log-probability "
-        "of a token at temperature 1, over all tokens, in the run's precision; beside it that of "
-        "the reference's answers to the same prompts. Lower is likelier text and not better text: "
-        "loops score low.",
+        "of a token at temperature 1, over all tokens, in the run's precision; with it that of "
+        "the reference's answers to the same prompts. Lower means more likely text, not better "
+        "text: loops score low.",
     ),
 )
 
@@ -94,13 +95,13 @@ def badge(page: Page, row: TableRow) -> Badge:
     key = [row[name] for name in NAME[1:]]
     entry = next((e for e in run.audited if [e[name] for name in NAME[1:]] == key), None)
     if row["reference"] and not (entry and defective(entry)):
-        return Badge("reference", "plain", "what the others are held against")
+        return Badge("reference", "plain", "the others are compared with it")
     if run.audit != AUDITED:
         why = run.audit if run.audit != "not audited" else "the run holds no audit"
         return Badge("not audited", "plain", f"{why}; run {COMMAND}")
     if entry is None:
         what = f"its distribution was not tested; run {COMMAND}"
-        greedy = "no answer of it has the reference's beside it"
+        greedy = "the reference has no answer to compare with"
         return Badge("not audited", "plain", what if row["temperature"] else greedy)
     return _sampling(entry) if row["temperature"] else _greedy(entry)
 
@@ -116,7 +117,7 @@ def _greedy(entry: AuditRow) -> Badge:
     if not compared:
         return Badge("not audited", "plain", "no answer was compared")
     if entry.get("left_out"):
-        why = f"{entry['left_out']} answers left out: their prompts could not be found again"
+        why = f"{entry['left_out']} answers left out: their prompts could not be reconstructed"
         return Badge("audited in part", "plain", why)
     verified = f"lossless: verified ({compared:,} answers)"
     if not ties:
@@ -142,12 +143,14 @@ def _sampling(entry: AuditRow) -> Badge:
         return Badge("not audited", "plain", why)
     result = f"corrected p = {test['p_holm']:.2g} over {test['tokens']:,} tokens in {test['dtype']}"
     if not test["passed"]:
-        return Badge("defects", "bad", f"what it draws does not follow the target: {result}")
-    why = f"what it draws follows the target: {result}"
+        return Badge(
+            "defects", "bad", f"its samples do not follow the target's distribution: {result}"
+        )
+    why = f"its samples follow the target's distribution: {result}"
     if test.get("accepted_length"):
         why += f", {test['accepted_length']:.2f} a step"
     if test["tokens"] < TOKENS:
-        return Badge("audited in part", "plain", f"{why}; {TOKENS:,} tokens earn a badge")
+        return Badge("audited in part", "plain", f"{why}; a badge needs {TOKENS:,} tokens")
     return Badge(f"lossless: verified ({test['tokens']:,} tokens)", "good", why)
 
 

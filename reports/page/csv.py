@@ -13,7 +13,7 @@ import pandas as pd
 from reports.page.format import NONE
 from reports.page.model import Cell, Head, Table
 
-MARKS = "Marks"  # the CSV column of the tags beside a name
+MARKS = "Marks"  # the CSV column of the tags next to a name
 # Text that starts with one of these would be run as a formula by a spreadsheet.
 FORMULA = "=+-@\t\r\n＝＋－＠"
 
@@ -32,7 +32,7 @@ def sheet(table: Table) -> str:
 
 
 def _columns(head: Head, cells: Sequence[Cell]) -> list[tuple[str, Sequence[str]]]:
-    """One column, or one for each part of its cells; what stands beside or below in its own."""
+    """One column, or one for each part of its cells; tags and second lines in their own."""
     parts = max((len(cell.parts) for cell in cells), default=0)
     if parts:
         ends = ("low", "high") if parts == 2 else tuple(map(str, range(1, parts + 1)))

@@ -10,7 +10,7 @@ from reports.page.model import Head, Section
 
 
 def slug(text: str) -> str:
-    """A term as it stands in an anchor: 95-interval."""
+    """A term as part of an anchor: 95-interval."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "term"
 
 

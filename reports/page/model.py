@@ -85,8 +85,8 @@ class Page:
 
 @dataclass(frozen=True)
 class Section:
-    """One block of the page; `body`: HTML of its own below the lead; `empty` stands where there are
-    no tables, `details` are folded; `records`: how many the figure and the tables are made of.
+    """One block of the page; `body`: HTML of its own below the lead; `empty` is shown where there
+    are no tables, `details` are folded; `records`: how many the figure and the tables are made of.
     """
 
     id: str
@@ -111,8 +111,8 @@ class Card:
 
 @dataclass(frozen=True)
 class Table:
-    """`lead` stands above the rows, with the `tags` of all its methods; `facts` are settings of the
-    whole table, by which filters find it; a `folded` one opens on a click.
+    """`lead` is shown above the rows, with the `tags` of all its methods; `facts` are settings of
+    the whole table, by which filters find it; a `folded` one opens on a click.
     """
 
     caption: str
@@ -146,9 +146,9 @@ class Head:
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table: `sort` is the value by which it sorts and which its CSV holds;
-    `parts` stand for it there, each in a column of its own; `detail` is a second line, `graphic` a
-    drawing beside the text.
+    """A cell of a table: `sort` is the value by which it sorts and which its CSV holds;
+    `parts` replace it there, each in a column of its own; `detail` is a second line, `graphic` a
+    drawing next to the text.
     """
 
     text: str
@@ -171,7 +171,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Tag:
-    """A short mark beside a method's name; `why` is what a pointer held over it says."""
+    """A short mark next to a method's name; `why` is its tooltip."""
 
     text: str
     kind: str = "plain"

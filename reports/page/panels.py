@@ -26,9 +26,9 @@ def drawn(
 
 
 def panels(rows: pd.DataFrame) -> list[Panel]:
-    """Rows by what one set of axes must not mix; a title names the usual settings and what varies.
+    """Rows in groups that may share axes; a title names the usual settings and those that vary.
 
-    The stock row stands in the panel of the reference that it is held against.
+    The stock row is in the panel of the reference that it is compared with.
     """
     by = [name for name in (*SETTINGS, "reference_engine") if name in rows]
     shown = ["model", "dataset", "reference_engine", "temperature"]

@@ -20,6 +20,6 @@ def environment() -> Environment:
 
 
 def assets(*names: str) -> Markup:
-    """Style sheets or scripts of this package, one behind the other, to stand in a page."""
+    """Style sheets or scripts of this package, joined, to be put into a page."""
     folder = files("reports.page.templates")
     return Markup("\n".join(folder.joinpath(name).read_text(encoding="utf-8") for name in names))

@@ -21,8 +21,8 @@ from reports.page.turns import Turns
 from reports.read.repetition import REPEATING
 from reports.read.words import counted
 
-OVERHEAD = 76  # bytes of a block beside its text, about
-STRIP = 300  # steps shown of an answer whose text they are not known of
+OVERHEAD = 76  # bytes of markup of a block, roughly
+STRIP = 300  # steps shown of an answer whose steps have no known text
 COMMAND = "python -m reports.view"
 FASTEST = "fastest lossless"
 
@@ -35,7 +35,7 @@ class ShownAnswer:
         record: as `Turns.records` has it.
         name: of the method, short.
         blocks: of its steps; None where it is not known where they end.
-        slowest: decode seconds of the slowest answer beside it.
+        slowest: decode seconds of the turn's slowest answer.
         expected: how many ids the reference's answer has.
         limit: characters shown; None for all.
     """
@@ -76,7 +76,7 @@ class ShownAnswer:
 
     @property
     def held(self) -> str:
-        """How its ids stand to the reference's, where they are held against it."""
+        """How its ids differ from the reference's, where they are compared."""
         record, place = self.record, self.place
         if record["reference"] or record["temperature"] or not record["paired"]:
             return ""
@@ -96,9 +96,9 @@ class ShownAnswer:
 
     @property
     def note(self) -> str:
-        """What is not known of its steps."""
+        """What the record does not say of its steps."""
         if self.record["stock"]:
-            return "Run whole: its steps are not seen."
+            return "Timed as a whole: its steps are unknown."
         if self.blocks is not None:
             return ""
         return (
@@ -136,7 +136,7 @@ class ShownAnswer:
 
     @property
     def bar(self) -> Markup:
-        """Decode time beside the slowest answer's, by phase."""
+        """Decode time by phase, on the scale of the slowest answer's."""
         record = self.record
         width = 100 * record["decode_s"] / self.slowest if self.slowest else 0.0
         said = f"decode {spent(record['decode_s'])}"

@@ -1,4 +1,4 @@
-"""An answer as the blocks that its verify steps emitted, and its text made safe to show."""
+"""The text of an answer, step by step, made safe to show."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def _greyed(line: Sequence[Cell], above: Sequence[Cell]) -> list[Cell]:
 
 
 def tags(page: Page, row: TableRow) -> list[Tag]:
-    """What a reader must know of a row before its figures."""
+    """The tags of a row: what a reader must know before its figures."""
     found = []
     if row["reference"]:
         found.append(Tag("reference"))
@@ -95,7 +95,7 @@ def tags(page: Page, row: TableRow) -> list[Tag]:
         found.append(Tag(f"{row['unpaired']:,} without a reference", "warn"))
     if row.get("one_token"):
         found.append(Tag(f"{counted(row['one_token'], 'one-token pair')} left out"))
-    return found + [Tag(words, "warn", "#sureness") for words in marks(row)]
+    return found + [Tag(words, "warn", "#significance") for words in marks(row)]
 
 
 # ---------------------------------------------------------------------------------- by value

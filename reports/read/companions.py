@@ -1,4 +1,4 @@
-"""What a run folder holds beside its records: settings, environment, audit, tuned parameters."""
+"""The other files of a run folder: settings, environment, audit, tuned parameters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TESTED = ("reruns", "sampling")
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run folder beside its records. `audit` is "audited" or says why there is no audit."""
+    """A run folder without its records. `audit` is "audited" or says why there is no audit."""
 
     name: str
     settings: Mapping[str, Any]
@@ -51,7 +51,7 @@ def read(folder: Path, name: str, settings_name: str) -> RunInfo:
         ) from None
     if not isinstance(settings, Mapping) or not isinstance(environment, Mapping | None):
         raise UsageError(
-            f"{settings_name} or environment.json in {folder} holds no mapping; restore it"
+            f"{settings_name} or environment.json in {folder} is not a mapping; restore it"
         )
     state, audited = _audit(folder)
     found = tuned.read(folder / tuned.FILE)

@@ -37,11 +37,11 @@ def parsed(
         if not number:
             raise
         if share == 0:
-            left.add("behind which the file cannot be read", number, str(error))
+            left.add("after which the file cannot be read", number, str(error))
 
 
 def _kind(error: str) -> str:
-    """What a line that does not parse is."""
+    """The reason why a line does not parse."""
     if error.startswith("not JSON"):
         return "not JSON"
     return "of another schema" if error.startswith("schema") else "no record"
@@ -50,7 +50,7 @@ def _kind(error: str) -> str:
 def one_of_each(
     rows: list[tuple[int, Any]], left: LeftOut, key: int | str, status: int | str
 ) -> list[tuple[int, Any]]:
-    """Rows without those whose key is done by another one; which one follows from what they say.
+    """Rows with one good row for each key; which one follows from their content.
 
     key, status: where these stand in a row.
     """
@@ -65,8 +65,8 @@ def one_of_each(
         less, more = (number, row), (at, known)
         if row != known:
             less, more = sorted((less, more), key=lambda one: repr(one[1]))
-        detail = f"a copy of line {at}" if row == known else f"line {more[0]} says otherwise"
-        left.add("of a turn that is done", less[0], detail)
+        detail = f"a copy of line {at}" if row == known else f"line {more[0]} differs"
+        left.add("of a turn that has a record already", less[0], detail)
         done[row[key]], chosen[row[key]] = more, more[0]
     if not chosen:
         return rows
@@ -85,7 +85,7 @@ def nothing_usable(folder: Path, notices: Sequence[str]) -> UsageError:
 
 @contextmanager
 def collecting_later() -> Iterator[None]:
-    """Without the collector of cycles, which would go through all records again and again."""
+    """Suspends the cyclic garbage collector, which would scan all records again and again."""
     on = gc.isenabled()
     gc.disable()
     try:

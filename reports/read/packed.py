@@ -8,7 +8,7 @@ from typing import Any, overload
 
 
 class Packed(Sequence[Any]):
-    """A list that is unpacked when it is looked at: steps are many, and few of them are shown."""
+    """A list that is unpacked on access: there are many steps, and few of them are shown."""
 
     __slots__ = ("_bytes",)
 

@@ -1,4 +1,4 @@
-"""A second process for large pages: half of the work that needs no other half."""
+"""A second process for large pages: two independent halves of the work."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Other = TypeVar("Other")
 def side_by_side(
     mine: Callable[[], Mine], other: Callable[[], Other], worth_it: bool = True
 ) -> tuple[Mine, Other]:
-    """Both results: `other` is made by a forked process where this one can be forked.
+    """Both results; `other` runs in a forked process where this one can be forked.
 
-    Not on a single core, nor where other threads or torch could hold a lock at the fork, nor where
-    it is not `worth_it`: then one behind the other. What `other` gives must be picklable.
+    On a single core, where other threads or torch could hold a lock at the fork, or where it is
+    not `worth_it`, one runs after the other. The result of `other` must be picklable.
     """
     cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else 1
     if not worth_it or cores < 2 or threading.active_count() > 1 or "torch" in sys.modules:
@@ -33,7 +33,7 @@ def side_by_side(
     try:
         made = mine()
         good, given = receiver.recv()
-    except EOFError:  # it was killed, for its memory say
+    except EOFError:  # it was killed, for example for its memory
         good, given = True, other()
     finally:
         receiver.close()

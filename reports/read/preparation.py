@@ -15,7 +15,7 @@ from reports.read.repetition import repetition
 
 TUNING = "tuning"  # the question set that parameters are chosen on: no figure is made of it
 
-# What a method shares with the reference it is held against; nothing is paired across any of it.
+# What a method and its reference must share to be paired.
 SETTINGS = (
     "run",
     "package_version",
@@ -41,7 +41,7 @@ ROW = (
     "tree_sha256",
 )
 NAME = ("run", "model", "engine", "dtype", "dataset", "temperature", "label")  # a row in words
-# The stock row is held against the first of these that was run; itself, where none was.
+# The stock row is compared with the reference on the first of these that was run, or with none.
 REFERENCE_ENGINES = (*ENGINES, STOCK_ENGINE)
 LOOP = tuple(f"{phase}_s" for phase in PHASES)
 FLAGS = ("reference", "stock", "synthetic", "lossy")
@@ -59,10 +59,10 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
 
     `tokens` counts those of the decode loop, `verify_steps` its steps; `repetition` is of the
     answer's ids; `failed` is the number of failures in the record's row, `reference_engine` the
-    engine of the reference it is held against. Whole numbers say which records belong together:
+    engine of the reference it is compared with. Whole numbers say which records belong together:
     `row` is equal within a row of the tables, `panel` within rows that share a reference, `answer`
     within one turn of one repeat, `prompt` within one turn, `question` within a question; those of
-    tables that were prepared apart are not the same. A turn kept twice in a row (two seeds in one
+    tables that were prepared separately are unrelated. A turn kept twice in a row (two seeds in one
     folder) counts with the last in the order of the records, the highest seed.
     """
     table = frame.reindex(columns=list(dict.fromkeys([*FIELDS, *frame.columns])))
@@ -144,7 +144,7 @@ def good(records: pd.DataFrame) -> pd.DataFrame:
 
 
 def pairs(records: pd.DataFrame) -> pd.DataFrame:
-    """Every good record beside the reference's of the same turn (columns `..._ref`, null where
+    """Every good record with the reference's of the same turn (columns `..._ref`, null where
     there is none), with FIGURES alone; `counted` marks the pairs that the speedup is made of.
     """
     known, key = good(records), ["panel", "answer"]

@@ -14,7 +14,7 @@ from reports.read.preparation import FLAGS, REFERENCE_ENGINES, ROW, codes_of, nu
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a table in the making: what names each, and the row [records] of every record."""
+    """Rows of a future table: the facts that name each, and the row of every record [records]."""
 
     facts: pd.DataFrame
     records: pd.DataFrame
@@ -60,7 +60,7 @@ class Rows:
 def rows(
     counted: pd.DataFrame, records: pd.DataFrame, more: Sequence[str] = (), by: Sequence[str] = ROW
 ) -> Rows:
-    """The rows that `by` and `more` tell apart, in the order of the records.
+    """The rows that `by` and `more` distinguish, in the order of the records.
 
     counted: what the rows are made of, with the index of `records`, which names them.
     """

@@ -15,8 +15,7 @@ import pandas as pd
 
 from bench.records import journal
 from bench.records import runs as records
-from bench.records.runs import Record
-from bench.records.schema import COUNT, NUMBER, ORDINAL, SECONDS
+from bench.records.schema import COUNT, NUMBER, ORDINAL, SECONDS, Record
 from reports.read.left_out import LeftOut
 from reports.read.lines import collecting_later, nothing_usable, one_of_each, parsed
 from reports.read.packed import Packed
@@ -46,7 +45,7 @@ NAMES = (
     *("prompt_sha256", "history", "status", "finish"),
 )
 LISTS = ("output_ids", "accept_lengths")
-_COUNTS = (COUNT, ORDINAL, NUMBER, SECONDS)
+_COUNTS = (COUNT, NUMBER, ORDINAL, SECONDS)
 _numbers = itemgetter(
     *(n for n, field in records.FIELDS.items() if field.kind in _COUNTS and not field.optional)
 )
@@ -76,7 +75,7 @@ def read_run(
 
 
 def _series(values: Sequence[Any]) -> pd.Series[Any]:
-    """A column. Texts stay Python's own: records share them, and small tables are quicker so."""
+    """A column. Texts stay Python objects: records share them, and small tables are faster."""
     known = next((value for value in values if value is not None), None)
     return pd.Series(list(values), dtype=object if isinstance(known, str) else None)
 
@@ -87,7 +86,7 @@ def empty() -> pd.DataFrame:
 
 
 def _read(folder: Path, name: str) -> tuple[list[tuple[int, Values]], LeftOut]:
-    """Line numbers and values of the folder's sound records in file order, and the other lines."""
+    """Line numbers and values of the folder's valid records in file order, and the other lines."""
     path = journal.kept(folder, records.RECORDS)
     if not path.is_file() or path.stat().st_size < LARGE:
         return _read_share(folder, name, 0, 1)
@@ -108,7 +107,7 @@ def _read_share(
 
 
 def _rows(folder: Path, left: LeftOut, share: int, shares: int) -> Iterator[tuple[int, Values]]:
-    """Line numbers and values of the sound records of a share of a run's lines."""
+    """Line numbers and values of the valid records of a share of a run's lines."""
     labels: dict[str, str] = {}
     shared: dict[Any, Any] = {}
     for number, line, record in parsed(
@@ -116,7 +115,7 @@ def _rows(folder: Path, left: LeftOut, share: int, shares: int) -> Iterator[tupl
     ):
         broken = records.violations(record)
         if broken:
-            left.add("no sound record", number, broken[0])
+            left.add("invalid record", number, broken[0])
             continue
         if not is_plain(line):
             make_inert(record)
@@ -127,12 +126,12 @@ def _rows(folder: Path, left: LeftOut, share: int, shares: int) -> Iterator[tupl
             record["label"] = labels[name]
             yield number, _values(record, shared)
         except (ValueError, OverflowError, RecursionError) as error:  # infinities, huge ids
-            left.add("no sound record", number, str(error))
+            left.add("invalid record", number, str(error))
 
 
 def _values(record: Record, shared: dict[Any, Any]) -> Values:
-    """A record's values in the order of COLUMNS, held as small as they can be; ValueError on what
-    no page can show or count with. `shared` holds the names seen before.
+    """A record's values in the order of COLUMNS, stored compactly; ValueError for values that
+    no page can show or compute with. `shared` holds the names seen before.
     """
     for name in NAMES:
         value = record[name]
@@ -161,7 +160,7 @@ def _above(prompt_id: int | str | None) -> bool:
 def _of_this_run(
     rows: list[tuple[int, Values]], folder: str, left: LeftOut
 ) -> list[tuple[int, Values]]:
-    """Rows of the run that most are of, or of the folder's name: a run that was renamed and
+    """Rows of the run that most rows name, or of the folder's name: a run that was renamed and
     continued has both."""
     names = Counter(row[AT["run"]] for _, row in rows)
     if len(names) < 2:

@@ -14,7 +14,7 @@ _UNSHOWN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uff
 
 
 def inert(name: str) -> str:
-    """A name with what cannot be seen, and what turns text around, spelled out."""
+    """A name with invisible characters and marks of direction spelled out."""
     if name.isprintable():
         return name
     return "".join(

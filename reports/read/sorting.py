@@ -7,7 +7,7 @@ from typing import Any
 
 
 def positions(names: Any) -> dict[Any, int]:
-    """Where each of a setting's values stands; none where the setting is no list."""
+    """The position of each of a setting's values; none where the setting is not a list."""
     values = names if isinstance(names, list) else []
     return {value: at for at, value in enumerate(values) if isinstance(value, str | float | int)}
 

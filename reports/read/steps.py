@@ -1,4 +1,4 @@
-"""Verify steps of many records as flat arrays: how many tokens each gave, and where it stood."""
+"""Verify steps of many records as flat arrays: the tokens of each, and its position."""
 
 from __future__ import annotations
 

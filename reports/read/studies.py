@@ -27,7 +27,7 @@ def read_study(
     for number, line, record in parsed(folder, cost_records.COSTS, cost_records.SCHEMA, left):
         broken = cost_records.violations(record)
         if broken:
-            left.add("no sound record", number, broken[0])
+            left.add("invalid record", number, broken[0])
             continue
         if not is_plain(line):
             make_inert(record)

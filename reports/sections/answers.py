@@ -27,10 +27,10 @@ ID, TITLE = "answers", "Answers, step by step"
 DEFINITIONS: Definitions = (
     (
         "Block",
-        "what one verify step emitted: accepted drafted tokens and one token of the target's own. "
-        "Its colour and its number say how many tokens these are. The framed block at the start "
-        "is prefill's token. A character whose bytes two steps emitted is in the second's block; "
-        "a dot stands for a block without text of its own, such as an end mark.",
+        "the text that one verify step emitted: accepted drafted tokens and one token of the "
+        "target. Its colour and its number say how many tokens these are. The framed block at the "
+        "start is prefill's token. A character whose bytes two steps emitted is in the second's "
+        "block; a dot stands for a block without text of its own, such as an end mark.",
     ),
     ("Nodes", "drafted for the step, the root not counted."),
     ("Depth", "levels drafted below the tree's root."),
@@ -42,7 +42,7 @@ DEFINITIONS: Definitions = (
     (
         "First difference",
         "the first position at which token ids are not the reference's, 0 being prefill's token. "
-        "What follows it answers another text.",
+        "The texts after it are not comparable.",
     ),
     (
         "Marks in the text",

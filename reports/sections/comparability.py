@@ -19,9 +19,9 @@ def notes(page: Page) -> list[str]:
 
 
 def section(page: Page) -> Section:
-    """All differences; silent for a single run in which nothing differs."""
+    """All differences; empty for a single run in which nothing differs."""
     found = differences(page.runs, page.records, page.costs)
-    heads = [Head("Item"), Head("Value"), Head("Runs"), Head("Weighs", term="Weighs")]
+    heads = [Head("Item"), Head("Value"), Head("Runs"), Head("Effect", term="Effect")]
     lines = [
         [
             Cell(one.item, one.item, names_row=True, same=at > 0),
@@ -38,7 +38,7 @@ def section(page: Page) -> Section:
     return Section(
         "comparability",
         "Comparability",
-        "What differs between the runs that stand side by side here, or inside one.",
+        "What differs between the runs of this page, or inside one.",
         tables=[Table("Differences", heads, lines)] if lines else [],
         definitions=DEFINITIONS if lines or compared else (),
         empty=nothing if compared and not lines else "",

@@ -1,4 +1,4 @@
-"""What the page says of cost studies: forwards and steps beside what the memory's bandwidth allows.
+"""The section on cost studies: forwards and steps, and the lower bound from memory bandwidth.
 
 A page of studies alone has this section and no table of records.
 """
@@ -42,10 +42,10 @@ def section(page: Page) -> Section:
         "cost",
         "Cost",
         "What forwards of the target and steps of each method cost by model size, engine, width "
-        "and context, beside the least that the memory's bandwidth allows.",
+        "and context, with the lower bound that the memory's bandwidth sets.",
         _figures(page, forwards, steps),
         tables,
-        measures.COSTS,
+        measures.DEFINITIONS,
     )
 
 
@@ -64,7 +64,7 @@ def _figures(page: Page, forwards: pd.DataFrame, steps: pd.DataFrame) -> Markup 
 
 
 def _charts(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Rows by what one set of axes must not mix, with a title of the model and what varies."""
+    """Rows that may share axes, with a title of the model and the settings that vary."""
     by = ["run", "model", "dtype", "device"]
     shown = [name for name in by if name == "model" or rows[name].nunique() > 1]
     return [
@@ -235,7 +235,7 @@ def _drafts(rows: pd.DataFrame) -> list[Table]:
         column("Draft parameters", "draft_parameters", parameters),
     ]
     names = _names(rows, "model", "engine", "context")
-    return plain("Drafts beside their floor", rows, names, columns, _tags)
+    return plain("Drafts and their floor", rows, names, columns, _tags)
 
 
 def _projections(rows: pd.DataFrame) -> list[Table]:

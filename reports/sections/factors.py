@@ -29,7 +29,7 @@ def section(page: Page) -> Section:
     return Section(
         "factors",
         "What makes the speedup",
-        "Speedup = accepted length × t_ref / t_step: what a step gives, and what it costs.",
+        "Speedup = accepted length × t_ref / t_step: tokens per step, and the cost of a step.",
         tables=tables(page, "Speedup by its factors", rows, columns),
         definitions=DEFINITIONS,
         records=2 * int(rows["pairs"].sum()) if len(rows) else 0,

@@ -13,7 +13,7 @@ from reports.read.words import counted
 
 
 def smoke(page: Page) -> list[str]:
-    """The words over a page of smoke runs, one line for each."""
+    """The notice above a page of smoke runs, one line for each run."""
     lines = []
     for run in page.runs:
         if run.settings.get("preset") != "quick":
@@ -36,7 +36,7 @@ def smoke(page: Page) -> list[str]:
 
 
 def notes(page: Page) -> list[str]:
-    """What was given and is not shown, in one line."""
+    """A line on the records that are not shown."""
     if not page.left_out:
         return []
     return [

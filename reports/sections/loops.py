@@ -19,14 +19,14 @@ def section(page: Page) -> Section:
         figure("Good answers", "answers", "{:,.0f}"),
         figure("Speedup", "speedup", "{:.2f}×"),
         defined(non_repeating("Speedup on non-repeating answers"), "Non-repeating"),
-        column("Loops' part", "loops", lambda value: number(100 * value, "{:+.1f} %")),
+        column("Gain from loops", "loops", lambda value: number(100 * value, "{:+.1f} %")),
         defined(figure("Accepted, repeating", "accepted_repeating", "{:.2f}"), BOTH),
         defined(figure("Accepted, other", "accepted_other", "{:.2f}"), BOTH),
     ]
     return Section(
         "loops",
         "Answers that repeat themselves",
-        "Small models loop, and loops are easy to draft: what is left of a speedup without them.",
+        "Small models loop, and loops are easy to draft: the speedup with and without them.",
         tables=tables(page, "Repetition and speedup without it", rows, columns),
         definitions=DEFINITIONS,
         records=page.good,

@@ -1,4 +1,4 @@
-"""The section on whether methods give the reference's token ids, and what lossy ones are worth."""
+"""The section on whether methods give the reference's token ids, and the quality of lossy ones."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def section(page: Page) -> Section:
             *_differences(page),
         ],
         definitions=(*matches.DEFINITIONS, *badges.DEFINITIONS),
-        empty="No good records of any method beside the reference.",
+        empty="No good records of any method other than the reference.",
         records=page.good,
     )
 

@@ -1,5 +1,5 @@
-"""The answer in ten seconds: for each setting which method is fastest, by how much, how surely, and
-where the time goes.
+"""The section that sums up: for each setting the fastest method, by how much, with which
+significance, and where the time goes.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def section(page: Page) -> Section:
 
 
 def _rows(page: Page) -> pd.DataFrame:
-    """Speedup, accepted length and shares of every row side by side."""
+    """Speedup, accepted length and shares of every row."""
     by = list(ROW)
     rows = page.speedup
     if rows.empty:
@@ -83,7 +83,7 @@ def _ranked(page: Page, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _held(page: Page, row: TableRow) -> bool:
-    """Whether a row is of a method that has kept the output."""
+    """Whether a row is of a method that kept the output equal."""
     wrong = tuple(row[name] for name in NAME) in page.defective
     return not (row["reference"] or row["stock"] or row["lossy"] or wrong)
 
@@ -129,7 +129,7 @@ def _panel(page: Page, title: str, rows: pd.DataFrame, folded: bool) -> Table:
 
 
 def _shared(marks: Sequence[Sequence[Tag]]) -> list[Tag]:
-    """Marks that all rows have, where there are several, without what is one row's own."""
+    """Marks that all rows have, where there are several, without the tooltips of single rows."""
     if len(marks) < 2:
         return []
     texts = [{tag.text for tag in own} for own in marks]
@@ -152,12 +152,12 @@ def _leaders(page: Page, ranked: Sequence[pd.DataFrame]) -> list[Table]:
     told += ["run"] * (len(parted) > 1)
     names = [name for name in TITLES if name in (*ALWAYS, *told)]
     columns = [*_columns(), column("Not distinguishable", "peers", text, numeric=False)]
-    caption = "The fastest of each setting, lossy methods aside"
+    caption = "The fastest lossless method of each setting"
     return plain(caption, rows, names, columns, lambda row: _marks(page, row))
 
 
 def _marks(page: Page, row: TableRow) -> list[Tag]:
-    """The row's badge, and what else a reader must know before its figures."""
+    """The row's badge, and its other tags."""
     found = badge(page, row)
     others = [tag for tag in tags(page, row) if tag.href != MATCHES and tag.text != found.text]
     return [Tag(found.text.partition(" (")[0], found.kind, MATCHES, found.why), *others]
@@ -209,7 +209,7 @@ def _no_verdict(rows: pd.DataFrame) -> Markup:
 
 
 def _fastest(rows: pd.DataFrame, row: TableRow) -> Markup:
-    """The best beside the reference, then beside the next."""
+    """The best compared with the reference, then with the next."""
     if row["speedup"] <= 1:
         words = "No lossless method is faster than {2}; the nearest, {0}, has {1} its speed{3}."
     elif pd.isna(row["low"]):
@@ -224,7 +224,7 @@ def _fastest(rows: pd.DataFrame, row: TableRow) -> Markup:
 
 
 def _ahead(rows: pd.DataFrame, row: TableRow) -> Markup:
-    """How the best stands to those next to it."""
+    """The best compared with those next to it."""
     peers, behind = (rows[rows["kind"] == kind] for kind in ("peer", "plain"))
     if len(peers):
         words = Markup("; {} {} not distinguishable from it")
@@ -236,7 +236,7 @@ def _ahead(rows: pd.DataFrame, row: TableRow) -> Markup:
 
 
 def _time(row: TableRow) -> Iterator[Markup]:
-    """What the best gets from a step, and where its time goes, largest first."""
+    """The tokens per step of the best, and where its time goes, largest first."""
     if not pd.isna(row["verify"]):
         shares = sorted(((float(row[phase]), phase) for phase in PHASES), reverse=True)
         words = [f"{100 * share:.0f} % {DOING[phase]}" for share, phase in shares if share >= 0.005]

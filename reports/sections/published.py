@@ -1,4 +1,4 @@
-"""The section that sets published speedups beside those measured here."""
+"""The section on published speedups and those measured here."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ def section(page: Page) -> Section:
             lines.append([*stated, Cell("not run", "not run"), Cell(NONE), Cell(NONE), Cell(NONE)])
     return Section(
         "published",
-        "Published beside measured",
-        "What papers state for their methods, and what this page's records give on the same "
-        "models and question sets.",
+        "Published and measured speedups",
+        "The speedups that papers state for their methods, and those of this page's records on the "
+        "same models and question sets.",
         tables=[Table("Published speedups and those measured here", heads, lines)],
         definitions=DEFINITIONS,
     )

@@ -1,4 +1,4 @@
-"""The section on what can be told apart, and how steady the machine was."""
+"""The section on which differences are significant, and how steady the machine was."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from reports.read.words import counted
 
 
 def notices(page: Page) -> list[str]:
-    """What is less sure than it should be, a sentence each."""
+    """What weakens the figures' significance, a sentence each."""
     rows = page.speedup
     if rows.empty:
         return []
@@ -24,7 +24,7 @@ def notices(page: Page) -> list[str]:
     if weak:
         found.append(
             f"{counted(weak, 'row')} with fewer than {MIN_REPEATS} repeats or "
-            f"{MIN_QUESTIONS} questions: marked, and to be read with care."
+            f"{MIN_QUESTIONS} questions: these are marked."
         )
     if drifted:
         where = counted(drifted, "setting")
@@ -43,7 +43,7 @@ def section(page: Page) -> Section:
         words("Verdict", _against_reference),
     ]
     fastest = [
-        ratio("Beside the fastest", "beside"),
+        ratio("Relative to the fastest", "beside"),
         Column("p", "beside_p", lambda row: _p(row["beside_p"])),
         words("Verdict", _against_fastest),
     ]
@@ -57,9 +57,11 @@ def section(page: Page) -> Section:
         figure("Questions", "prompts", "{:,.0f}"),
     ]
     return Section(
-        "sureness",
-        "How sure",
-        " ".join(("What can be told apart, and how steady the machine was.", *notices(page))),
+        "significance",
+        "Significance",
+        " ".join(
+            ("Which differences are significant, and how steady the machine was.", *notices(page))
+        ),
         tables=[
             *tables(page, "Each method against the reference", tested, reference),
             *tables(page, "Each method against the fastest lossless one", beside, fastest),

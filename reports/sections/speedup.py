@@ -18,7 +18,7 @@ def section(page: Page) -> Section:
     columns = [
         figure("Speedup", "speedup", "{:.2f}×"),
         INTERVAL,
-        ratio("Beside the fastest", "beside"),
+        ratio("Relative to the fastest", "beside"),
         ratio("End to end", "end_to_end"),
         non_repeating("Non-repeating"),
         figure("Median", "median", "{:.2f}×"),

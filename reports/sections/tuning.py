@@ -28,7 +28,7 @@ DEFINITIONS: Definitions = (
     (
         "Search",
         "parameter by parameter from the method's defaults; the values of one race on the same "
-        "few questions, and those far behind drop out. The first parameter's neighbours race once "
+        "few questions, and those much slower drop out. The first parameter's neighbours race once "
         "more at the end. A line joins settings that differ in one parameter alone.",
     ),
     (

@@ -226,10 +226,10 @@ def raising(*_: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (doubled_at(16), "a node's logits at width 16, context"),
-        (doubled_at(64), "a node's logits at width 64, context"),
-        (without_rows, "a node's logits at width 1, context"),
-        (raising, "RuntimeError at"),
+        (doubled_at(16), "width 16, context 60: a node's logits are off by"),
+        (doubled_at(64), "width 64, context 60: a node's logits are off by"),
+        (without_rows, "width 1, context 60: a node's logits are off by"),
+        (raising, "width 1, context 60: RuntimeError: out of resource"),
     ],
 )
 def test_an_engine_with_a_broken_kernel_fails_its_trial(
@@ -257,7 +257,7 @@ def test_a_causal_mask_in_one_layer_fails_the_trial(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ops, "attend", causal)
     found = engines.trial(CompiledTarget(tiny_model(100, layers=LAYERS)))
     assert found is not None
-    assert found.startswith("a node's logits at width 16")
+    assert found.startswith("width 16, context 60: a node's logits")
 
 
 def test_sums_that_depend_on_the_width_fail_the_trial_of_exact(
@@ -273,7 +273,8 @@ def test_sums_that_depend_on_the_width_fail_the_trial_of_exact(
     monkeypatch.setattr(ops, "attend_in_order", nudged)
     found = engines.trial(ExactTarget(tiny_model(100)))
     assert found is not None
-    assert "one token at a time at width 16" in found
+    assert found.startswith("width 16")
+    assert found.endswith("are not those of one token at a time")
 
 
 def test_what_has_no_fused_form_says_why() -> None:

@@ -249,7 +249,7 @@ def test_records_without_steps_say_so(tmp_path: Path) -> None:
     assert shown(page) == ["one two"] * 3
     notes = [" ".join(text.split()) for _, text in page.all("div", "note")]
     assert notes[0].startswith("This record does not say where in the text its steps end")
-    assert "Run whole: its steps are not seen." in notes
+    assert "Timed as a whole: its steps are unknown." in notes
     (strip,) = page.all("p", "strip")
     assert strip[0]["aria-label"] == "Tokens of each step: 3, 1"
     assert not [a for a, _ in page.all("bdi") if "title" in a]

@@ -144,9 +144,7 @@ def test_the_reference_has_no_badge_to_earn_but_can_lose(tmp_path: Path) -> None
     assert row["reference"]
     assert badges.badge(shown, row).kind == "bad"
     good = page(tmp_path, temperature=1.0)
-    assert badges.badge(good, row) == Badge(
-        "reference", "plain", "what the others are held against"
-    )
+    assert badges.badge(good, row) == Badge("reference", "plain", "the others are compared with it")
 
 
 def test_the_words_are_defined() -> None:

@@ -1,4 +1,4 @@
-"""Two runs held against each other: what changed, by how much, how surely, and the exit code."""
+"""Two runs compared: what changed, by how much, with intervals, and the exit code."""
 
 import json
 import random
@@ -77,8 +77,8 @@ def test_a_slower_row_fails_and_says_by_how_much(
     assert (found["pairs"], found["questions"]) == (36, 12)
     said = capsys.readouterr().out
     assert "2.00x -> 1.67x" in said.replace("1.99x", "2.00x").replace("1.66x", "1.67x")
-    assert "SLOWER BY MORE THAN 5 % FOR SURE" in said
-    assert "slower by more than 5 % for sure: 1 of 1 row" in said
+    assert "SLOWER BY MORE THAN 5 %, WHOLE INTERVAL" in said
+    assert "slower by more than 5 %, whole interval: 1 of 1 row" in said
     assert "own reference" in said
     assert compare.main([*folders, "--fail-slower", "0.3"]) == 0
     assert compare.main(folders) == 0  # a look fails nothing
@@ -115,7 +115,7 @@ def test_the_references_are_shown_and_decide_nothing(
     folders = runs(tmp_path, turns(1, noise=0), turns(1, machine=1.5, noise=0))
     assert compare.main([*folders, "--fail-slower", "5%"]) == 0
     said = capsys.readouterr().out
-    assert "The references themselves, in seconds per token (they decide nothing here)" in said
+    assert "The references themselves, in seconds per token (not part of the comparison)" in said
     assert "1000.000 ms -> 1500.000 ms" in said
     assert "+50.0 % [+50.0, +50.0]" in said
 
@@ -309,9 +309,9 @@ def unknown_flag(folders: list[str]) -> list[str]:
         (no_folder, "give the folder of a run"),
         (one_folder, "required: B"),
         (a_study, "holds a cost study; give the folders of two runs"),
-        (other_rows, "no turn of the same row together"),
+        (other_rows, "no turn of the same row in common"),
         (no_reference, "or use --absolute"),
-        (strict_alone, "--strict says how --fail-slower decides"),
+        (strict_alone, "--strict changes how --fail-slower decides"),
         (into_a_folder, "it is a folder; choose another --json"),
         (unknown_flag, "--fail"),
     ],

@@ -209,7 +209,7 @@ def test_a_projection_says_so_and_stays_apart(study: Path, tmp_path: Path) -> No
     page = page_of(tmp_path, study, write_run(tmp_path / "run", duel()))
     found = table_of(page, "Projection, not measured")
     assert "fast(n=3) random draft 1.33× 2.00 tiny mini 0 1.50" in found
-    assert "It is no measurement." in words(page)
+    assert "It is not a measurement." in words(page)
     for section in ("speedup", "accepted", "shares"):
         block = page.partition(f'<section id="{section}"')[2].partition("</section>")[0]
         assert block

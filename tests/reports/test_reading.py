@@ -57,22 +57,22 @@ FOREIGN: dict[str, tuple[bytes, str]] = {
     "a key of no text": (line(record(), key=7), "no record"),
     "another major": (line(record(), schema="2.0"), "of another schema"),
     "no schema": (line(record(), schema="new"), "of another schema"),
-    "a field short": (line({k: v for k, v in record().items() if k != "turn"}), "no sound"),
-    "a text for a number": (line(record(), decode_s="4.0"), "no sound"),
-    "true for a number": (line(record(), new_tokens=True), "no sound"),
-    "a number below zero": (line(record(), decode_s=-1.0), "no sound"),
+    "a field short": (line({k: v for k, v in record().items() if k != "turn"}), "invalid record"),
+    "a text for a number": (line(record(), decode_s="4.0"), "invalid record"),
+    "true for a number": (line(record(), new_tokens=True), "invalid record"),
+    "a number below zero": (line(record(), decode_s=-1.0), "invalid record"),
     "infinite": (line(record(), decode_s=0).replace(b'"decode_s": 0', b'"decode_s": 1e999'), "no"),
-    "too large": (line(record(), peak_memory_bytes=10**40), "no sound"),
-    "long seconds": (line(record(), decode_s=10**400), "no sound"),
-    "an id of no vocabulary": (line(record(), output_ids=[1 << 40, 1, 1, 1, 1]), "no sound"),
-    "figures that disagree": (line(record(), new_tokens=3), "no sound"),
-    "figures in a failure": (line(record(), status="error", error="x"), "no sound"),
+    "too large": (line(record(), peak_memory_bytes=10**40), "invalid record"),
+    "long seconds": (line(record(), decode_s=10**400), "invalid record"),
+    "an id of no vocabulary": (line(record(), output_ids=[1 << 40, 1, 1, 1, 1]), "invalid record"),
+    "figures that disagree": (line(record(), new_tokens=3), "invalid record"),
+    "figures in a failure": (line(record(), status="error", error="x"), "invalid record"),
     "endless parameters": (
         line(record("p", params={"a": 0})).replace(b'"a": 0', b'"a": 1e999'),
-        "no sound",
+        "invalid record",
     ),
-    "a long name": (line(record("m" * 5000)), "no sound"),
-    "an unknown field": (line(record(), novelty=1), "no sound"),
+    "a long name": (line(record("m" * 5000)), "invalid record"),
+    "an unknown field": (line(record(), novelty=1), "invalid record"),
     "another run": (line(record(run="elsewhere", prompt_id=70)), "of another run"),
     "torn": (line(record())[:-1], "torn"),
     "torn early": (b"{", "torn"),
@@ -127,7 +127,7 @@ def test_copies_count_once_whatever_their_order(tmp_path: Path) -> None:
     page, (notice,) = read(put(folder, [*lines, *lines]))
     assert page == alone
     done = sum(one["status"] == "ok" for one in GOOD)
-    assert f"{done} lines of records.jsonl left out, of a turn that is done" in notice
+    assert f"{done} lines of records.jsonl left out, of a turn that has a record already" in notice
     assert "a copy of line 1)" in notice
 
 
@@ -137,8 +137,8 @@ def test_of_two_records_of_a_turn_one_counts_whatever_their_order(tmp_path: Path
     pages = []
     for order in ([*lines, rival], [rival, *lines], [*lines[::-1], rival]):
         page, (notice,) = read(put(folder, order))
-        assert "1 line of records.jsonl left out, of a turn that is done" in notice
-        assert "says otherwise" in notice
+        assert "1 line of records.jsonl left out, of a turn that has a record already" in notice
+        assert "differs" in notice
         pages.append(page)
     assert pages[0] == pages[1] == pages[2]
 
@@ -215,7 +215,7 @@ def test_what_a_cut_archive_still_holds_is_shown(tmp_path: Path) -> None:
     journal.archive(folder, RECORDS).write_bytes(packed[: len(packed) * 3 // 4])
     page = build.load([folder])
     assert 20 < len(page.records) < 200
-    assert "behind which the file cannot be read" in page.notices[0]
+    assert "after which the file cannot be read" in page.notices[0]
     assert "restore it" in page.notices[0]
 
 

@@ -1,10 +1,12 @@
 """Engine `exact`: `compile` with forwards that do not depend on the width, bit for bit.
 
 A verify forward over w nodes gives each of them the logits that a forward over that token alone
-gives: every product goes through tiles of `shapes.TILE` rows with the same order of sums, one row
-padded into such a tile, and attention sums each node's path in order of position
-(`kernels.invariant`). Greedy ids are then equal in half precision too, for every lossless method.
-The reference runs on the same forwards. Prefill runs the same chunks for every method.
+gives. Products sum over K in the same order at every width: small matrices by tiles of
+`shapes.TILE` rows, one row padded into such a tile; large ones with the rows as columns of a tile,
+whose number changes no sum. Attention sums each node's path in order of position
+(`kernels.invariant`). The engine's trial compares the bits on the device. Greedy ids are then equal
+in half precision too, for every lossless method. The reference runs on the same forwards; prefill
+runs the same chunks for every method.
 
 Without a GPU the plain-torch forms run, products in tiles of the same size.
 """

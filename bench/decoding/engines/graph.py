@@ -37,6 +37,7 @@ class GraphTarget(TargetModel):
         AttentionInterface.register(ATTENTION, _attend)
         self.epoch = 0  # goes up when captured addresses are no longer valid
         self._buffers: dict[int, StaticBuffers] = {}
+        self._root_landing = _pinned(1, self.device)
         self.reserve(min(ROWS, round_up(self.max_positions)))
 
     @classmethod
@@ -131,6 +132,10 @@ class GraphTarget(TargetModel):
         buffers = self._buffers[tree.width]
         return _Copy(self.cache, buffers.packed, also, buffers.landing, tree.width)
 
+    def commit_root(self, token: Tensor) -> Reading:
+        self.cache.advance(1)
+        return _RootCopy(token, self._root_landing)
+
     def _buffers_for(self, width: int) -> StaticBuffers:
         """Those of the captured width that takes `width` tokens."""
         w = next((w for w in WIDTHS if w >= width), None)
@@ -149,7 +154,8 @@ class GraphTarget(TargetModel):
         try:
             return self._run_model(
                 input_ids=buffers.tokens[None],
-                position_ids=(self.length + buffers.depths)[None],
+                # drafts past the last position are never emitted
+                position_ids=(self.length + buffers.depths).clamp(max=self.max_positions - 1)[None],
                 attention_mask=buffers.visible[None, None],
                 committed=self.length,
             )
@@ -172,8 +178,7 @@ class StaticBuffers:
         # length, bonus, path, tokens: what a commit reads, in one piece
         self.packed = numbers(2 + 2 * width)
         self.tokens = self.packed[2 + width :]
-        pinned = target.device.type == "cuda"
-        self.landing = torch.empty(self.packed.shape, dtype=torch.long, pin_memory=pinned)
+        self.landing = _pinned(self.packed.shape[0], target.device)
         self.verdict = Verdict(self.packed[0], self.packed[2 : 2 + width], self.packed[1])
         self.run: Callable[[], Step] = target.capture(lambda: target.run(self))
         acceptable = torch.zeros(width, dtype=torch.bool, device=target.device)
@@ -240,6 +245,11 @@ class StaticBuffers:
             padded.acceptable[:w].copy_(topology.acceptable)
 
 
+def _pinned(count: int, device: torch.device) -> Tensor:
+    """int64 [count] on the host, where copies from the device need not wait."""
+    return torch.empty(count, dtype=torch.long, pin_memory=device.type == "cuda")
+
+
 def _over(
     parents: Tensor,
     acceptable: Tensor,
@@ -254,6 +264,19 @@ def _over(
     return topology
 
 
+class _RootCopy:
+    """One token on its way to the host."""
+
+    def __init__(self, token: Tensor, landing: Tensor) -> None:
+        self._landing = landing
+        self._arrived = _start_copy(token, landing)
+
+    def wait(self) -> Committed:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return Committed([0], self._landing.tolist(), [])
+
+
 class _Copy:
     """A verdict on its way to the host; what is launched meanwhile does not delay it."""
 
@@ -265,10 +288,7 @@ class _Copy:
         if also is not None:
             self._landing = torch.cat((packed, also)).cpu()
             return
-        landing.copy_(packed, non_blocking=True)
-        if packed.is_cuda:
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+        self._arrived = _start_copy(packed, landing)
 
     def wait(self) -> Committed:
         if self._arrived is not None:
@@ -278,6 +298,16 @@ class _Copy:
         path, tokens = rest[: length + 1], rest[w : 2 * w]
         self._cache.advance(length + 1)
         return Committed(path, [*(tokens[i] for i in path[1:]), bonus], rest[2 * w :])
+
+
+def _start_copy(numbers: Tensor, landing: Tensor) -> torch.cuda.Event | None:
+    """Starts a copy to pinned memory; the event after it, None where there is none to wait for."""
+    landing.copy_(numbers, non_blocking=True)
+    if not numbers.is_cuda:
+        return None
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+    return arrived
 
 
 @dataclass

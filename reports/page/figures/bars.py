@@ -43,7 +43,7 @@ def speedup(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
 
 
 def accepted(panels: Sequence[Panel]) -> Markup:
-    """Bars of the share of verify steps by the tokens they emitted, the mean beside each."""
+    """Bars of the share of verify steps by the tokens they emitted, the mean next to each."""
     most = max(max(steps) for panel in panels for steps in panel.rows["histogram"])
     longest = min(LONGEST, most)
     ramp = colormaps["viridis"]

@@ -81,7 +81,7 @@ def draw_panels(
     tallest = max(map(len, names))
     lines = [line for ticks in names for tick in ticks for line in tick.splitlines()]
     row = max(0.27, 0.06 + 0.15 * max(tick.count("\n") + 1 for ticks in names for tick in ticks))
-    room = WIDTH / across - 0.07 * max(map(len, lines), default=0)  # inches beside the labels
+    room = WIDTH / across - 0.07 * max(map(len, lines), default=0)  # inches right of the labels
     with matplotlib.style.context(["default", STYLE]):
         height = down * (row * tallest + 0.8) + _legend_height(keys)
         figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.1))
@@ -130,7 +130,7 @@ def wrapped(title: str, width: int) -> str:
 
 
 def _named(name: object) -> str:
-    """A label on as few lines as it needs, broken behind commas too; a longer one is cut."""
+    """A label on as few lines as it needs, broken after commas too; a longer one is cut."""
     text = " ".join(str(name).split()).replace(",", ",\v")
     lines = textwrap.wrap(
         text,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-INK = "#010203"  # stands for the page's text colour until the SVG is written
+INK = "#010203"  # placeholder of the page's text colour, replaced in the SVG
 GREY = "#8a8f98"
-# Okabe and Ito's colours without black and yellow, told apart by every reader
+# Okabe and Ito's colours without black and yellow, which colour-blind readers can distinguish
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 PHASE_COLOURS = {"verify": "#0072b2", "draft": "#e69f00", "accept": "#009e73", "other": GREY}

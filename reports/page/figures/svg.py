@@ -33,7 +33,7 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
 def _shorter(body: str) -> str:
     """The same drawing in half the bytes: the page's font, a hundredth of a point, no indents."""
     body = re.sub(r"font-family: [^;\"]*;? ?", "", body)
-    body = _tag.sub(lambda tag: _long.sub("", tag[0]), body)  # not in what it says
+    body = _tag.sub(lambda tag: _long.sub("", tag[0]), body)  # not in its text
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
     return re.sub(r" *\n\s*", " ", body)
 

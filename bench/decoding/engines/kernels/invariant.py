@@ -17,7 +17,7 @@ from torch import Tensor
 from bench.decoding.engines.kernels.common import chained, follow
 from bench.decoding.engines.shapes import PART, TILE
 
-PROGRAMS = 16  # programs that share a head's parts
+PROGRAMS = 32  # programs that share a head's parts
 SLOTS = 16  # parts that are merged at once
 
 

@@ -100,8 +100,10 @@ def stream(
     """As `ops.linear`, [w, N]; with `split` as `ops.parts`, [P, w, N] in float32."""
     m, k = x.shape
     n = weight.shape[0] // 2 if halves else weight.shape[0]
-    bm = shapes.TILE if fixed else max(triton.next_power_of_2(m), 16)
-    bn, bk, parts, stages, warps = _tile(bm, n, k, halves, split)
+    bm = max(triton.next_power_of_2(m), 16)
+    if fixed:  # rows are columns of the product: how many there are changes no sum over K
+        bm = min(bm, shapes.FEW)
+    bn, bk, parts, stages, warps = _tile(shapes.TILE if fixed else bm, n, k, halves, split)
     shape = (parts, m, n) if split else (m, n)
     out = torch.empty(shape, dtype=torch.float32 if split else x.dtype, device=x.device)
     added = x if residual is None else residual
@@ -155,7 +157,7 @@ def _stages(x: Tensor, numbers: int) -> int:
     return max(room // (numbers * x.itemsize), 1)
 
 
-def parts(x: Tensor, weight: Tensor, fixed: bool) -> Tensor:
+def parts(x: Tensor, weight: Tensor, fixed: bool = False) -> Tensor:
     if x.shape[0] > shapes.FEW and not fixed:
         return torch.mm(x, weight.t())[None]
     return stream(x, weight, split=True, fixed=fixed)
