@@ -15,8 +15,8 @@ from bench.decoding.drafts.weights import read_draft
 from bench.errors import UsageError
 from bench.training.train import TrainConfig, Trainer, sample_anchors
 from chimera.variants import ARMS
-from tests.chimera import drafts
-from tests.chimera.drafts import METHODS, PREDICTABLE, RUNS
+from tests.training import drafts
+from tests.training.drafts import METHODS, PREDICTABLE, RUNS
 
 ABLATIONS = ("chimera_unigram", "chimera_no_context", "chimera_heads_o", "chimera_no_distil")
 VOCAB = 64
