@@ -1,10 +1,11 @@
-"""Typed settings: command-line flags and YAML files from the fields of a dataclass."""
+"""Commands and their typed settings: flags and YAML files from the fields of a dataclass."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -25,7 +26,7 @@ def option(
     choices: Sequence[str] = (),
     local: bool = False,
 ) -> Any:
-    """A setting. `local` ones say how to run here; they leave a run's figures and name alone."""
+    """A setting. A `local` one concerns this machine: a run's figures and name ignore it."""
     metadata = {"help": text, "metavar": metavar, "choices": tuple(choices), "local": local}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
@@ -38,7 +39,7 @@ def device_option() -> Any:
 
 
 def dtype_option() -> Any:
-    """The field `dtype`, beside it."""
+    """The field `dtype` of the same commands."""
     return option(
         "auto",
         "auto is bfloat16 on a GPU and float32 on a CPU",
@@ -52,7 +53,7 @@ def flag(name: str) -> str:
 
 
 def read_file(path: Path, settings: type[Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """(settings, provenance) of a YAML file. UsageError names the file and the key at fault."""
+    """(settings, provenance) of a YAML file. UsageError names the file and the invalid key."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -73,7 +74,7 @@ def read_file(path: Path, settings: type[Any]) -> tuple[dict[str, Any], Mapping[
 
 
 def portable(config: Any) -> dict[str, Any]:
-    """The settings that make a run, without local paths."""
+    """The settings that define a run, without local paths."""
     return {
         f.name: without_paths(getattr(config, f.name))
         for f in fields(config)
@@ -88,14 +89,34 @@ def dump(config: Any, provenance: Mapping[str, object]) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the flags in one line, as every other bad input."""
+    """Reports invalid flags in one line, as all invalid input is reported."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see --help")
 
 
+def run_command(
+    parser: argparse.ArgumentParser,
+    body: Callable[[dict[str, Any]], int],
+    argv: Sequence[str] | None,
+    stopped: str = "stopped",
+) -> int:
+    """Call `body` with the parsed flags; its exit code, 2 on invalid input, 130 when interrupted.
+
+    `stopped` tells the user what an interrupted command leaves behind.
+    """
+    try:
+        return body(vars(parser.parse_args(argv)))
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        return 130
+
+
 def add_arguments(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
-    """One flag a setting. Absent flags leave no attribute, so that the file is not overruled."""
+    """One flag for each setting. Absent flags set no attribute, so that the file's value holds."""
     hints = get_type_hints(settings)
     for entry in fields(settings):
         kind, many = _element(hints[entry.name])
@@ -112,7 +133,7 @@ def add_arguments(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
 
 
 def without_paths(value: Any) -> Any:
-    """`value` with local paths cut down to their last part."""
+    """`value` with local paths reduced to their last component."""
     if isinstance(value, list):
         return [without_paths(item) for item in value]
     if not isinstance(value, str):
@@ -123,7 +144,7 @@ def without_paths(value: Any) -> Any:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or the list of what is known."""
+    """`; did you mean 'x'?`, or the list of known names."""
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(names)}"
@@ -146,7 +167,7 @@ def _element(hint: Any) -> tuple[type, bool]:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` from YAML as the annotation wants it; UsageError where it is of another type."""
+    """`value` from YAML in the annotated type; UsageError where it has another type."""
     kind, many = _element(hint)
     if many:
         items = value if isinstance(value, list) else [value]
@@ -161,7 +182,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
 
 
 def check_choices(config: Any) -> None:
-    """UsageError where a setting is none of its choices."""
+    """UsageError where a setting is not one of its choices."""
     for entry in fields(config):
         choices, value = entry.metadata["choices"], getattr(config, entry.name)
         for item in value if isinstance(value, list) else [value]:

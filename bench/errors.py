@@ -1,5 +1,17 @@
-"""The one exception that a command turns into one line and exit code 2."""
+"""The exception for invalid user input, and error texts that fit on one line."""
+
+from __future__ import annotations
+
+LONGEST = 500  # characters of an error in a record or a message
 
 
 class UsageError(Exception):
-    """Bad input of the user's: the message is one line and names the mend."""
+    """Invalid user input; the message is one line and says how to fix it.
+
+    A command prints it and exits with code 2.
+    """
+
+
+def one_line(error: BaseException) -> str:
+    """`ValueError: the message`, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]

@@ -69,7 +69,7 @@ class CostConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, 1 where a measurement failed, 2 on bad input, 130 when interrupted."""
+    """Exit code 0, 1 where a measurement failed, 2 on invalid input, 130 when interrupted."""
     parser = settings.Parser(
         prog="python -m bench.cost",
         description="Measure forwards and steps of methods and leave records and a report.",
@@ -77,17 +77,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     settings.add_arguments(parser, CostConfig)
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings as YAML; flags win")
-    try:
-        flags = vars(parser.parse_args(argv))
+
+    def study(flags: dict[str, Any]) -> int:
         file = flags.pop("config")
         from_file = settings.read_file(file, CostConfig)[0] if file else {}
         return Study(CostConfig(**{**from_file, **flags})).run()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues this study", file=sys.stderr)
-        return 130
+
+    return settings.run_command(
+        parser, study, argv, stopped="stopped; the same command continues this study"
+    )
 
 
 class Study:

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+from bench.cli import run_command
 from bench.records import costs, journal, runs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 where every folder is sound, 1 where one is not, 2 on bad usage."""
+    """Exit code 0 where every folder is sound, 1 where one is not, 2 on invalid input."""
+    parser = argparse.ArgumentParser(prog="python -m bench.records")
+    commands = parser.add_subparsers(dest="command", required=True)
+    checker = commands.add_parser("check", help="print every violated invariant")
+    checker.add_argument("folders", nargs="+", metavar="results/<folder>")
 
-    def report(folder: str) -> bool:
-        study = journal.holds(folder, costs.COSTS)
-        return costs.report(folder) if study else runs.report(folder)
+    def check(flags: dict[str, Any]) -> int:
+        sound = [_sound(folder) for folder in flags["folders"]]  # all are reported
+        return 0 if all(sound) else 1
 
-    return journal.check_command("python -m bench.records", report, argv)
+    return run_command(parser, check, argv)
+
+
+def _sound(folder: str) -> bool:
+    """Prints what is wrong with the folder, or how many records it holds."""
+    kind = costs if journal.holds(folder, costs.COSTS) else runs
+    problems = kind.check(folder)
+    print("\n".join(f"{folder}: {line}" for line in problems or [kind.summary(folder)]))
+    return not problems
 
 
 if __name__ == "__main__":

@@ -234,16 +234,8 @@ def check(folder: Path | str) -> list[str]:
     return found
 
 
-# The command
-
-
-def report(folder: str) -> bool:
-    """Prints what was found in the folder; True where nothing is wrong."""
-    problems = check(folder)
-    for problem in problems:
-        print(f"{folder}: {problem}")
-    if not problems:
-        records = latest(read(folder))
-        good = sum(record["status"] == "ok" for record in records)
-        print(f"{folder}: {len(records)} measurements, {good} ok, no violations")
-    return not problems
+def summary(folder: Path | str) -> str:
+    """How many measurements a folder without violations holds."""
+    records = latest(read(folder))
+    good = sum(record["status"] == "ok" for record in records)
+    return f"{len(records)} measurements, {good} ok, no violations"

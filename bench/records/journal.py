@@ -7,7 +7,6 @@ A finished file may be archived as `<file>.gz`: it reads the same and is not wri
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import functools
 import gzip
@@ -17,9 +16,8 @@ import json
 import math
 import os
 import re
-import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -91,7 +89,6 @@ TEXT = Kind("text", lambda value: isinstance(value, str))
 LINE = Kind("one line", lambda value: isinstance(value, str) and len(value.splitlines()) < 2)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-LIST = Kind("a list", lambda value: isinstance(value, list))
 TEXTS = Kind(
     "a list of text",
     lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
@@ -381,22 +378,3 @@ class Folder:
 
 def _outcome(record: Record) -> tuple[str, str | None]:
     return record["status"], record.get("error")
-
-
-# The command
-
-
-def check_command(prog: str, report: Callable[[str], bool], argv: Sequence[str] | None) -> int:
-    """`prog check FOLDER ...`: exit code 0 when `report` finds every folder sound, 1 when not, 2 on
-    bad usage."""
-    parser = argparse.ArgumentParser(prog=prog)
-    commands = parser.add_subparsers(dest="command", required=True)
-    checker = commands.add_parser("check", help="print every violated invariant")
-    checker.add_argument("folders", nargs="+", metavar="results/<folder>")
-    folders: list[str] = parser.parse_args(argv).folders
-    try:
-        sound = [report(folder) for folder in folders]
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0 if all(sound) else 1

@@ -442,19 +442,8 @@ def _audited_ties(folder: Path | str, data: bytes) -> set[tuple[object, ...]]:
     return ties
 
 
-# The command
-
-
-def report(folder: str) -> bool:
-    """Prints what was found in the folder; True where nothing is wrong."""
-    problems = check(folder)
-    for problem in problems:
-        print(f"{folder}: {problem}")
-    if problems:
-        return False
+def summary(folder: Path | str) -> str:
+    """How many records a folder without violations holds."""
     records = latest(read(folder))
     good = sum(record["status"] == "ok" for record in records)
-    print(
-        f"{folder}: {len(records)} records, {good} ok, {len(records) - good} failed, no violations"
-    )
-    return True
+    return f"{len(records)} records, {good} ok, {len(records) - good} failed, no violations"

@@ -107,24 +107,21 @@ class TuneConfig:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, 2 on bad input, 130 when interrupted."""
+    """Exit code 0, 2 on invalid input, 130 when interrupted."""
     parser = settings.Parser(
         prog="python -m bench.tune",
         description="Measure which parameters are fastest here, for bench.run --tree tuned.",
         allow_abbrev=False,
     )
     settings.add_arguments(parser, TuneConfig)
-    try:
-        found, path = tune(TuneConfig(**vars(parser.parse_args(argv))))
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
-        return 130
-    print("\n".join(table(found)))
-    print(f"wrote {path}")
-    return 0
+
+    def run(flags: dict[str, Any]) -> int:
+        found, path = tune(TuneConfig(**flags))
+        print("\n".join(table(found)))
+        print(f"wrote {path}")
+        return 0
+
+    return settings.run_command(parser, run, argv, stopped="stopped; nothing was written")
 
 
 def tune(config: TuneConfig) -> tuple[Tuned, Path]:
