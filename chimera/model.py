@@ -14,11 +14,15 @@ t is the newest position whose h is known; o_j estimates h_j where the target ha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bench.decoding.drafts.trainable import Draft
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -236,8 +240,10 @@ class ResidualHeads(nn.Module):
         return z
 
 
-class Chimera(nn.Module):
+class Chimera(Draft):
     """The trainable part; embeddings and LM head stay the target's and frozen."""
+
+    config: ChimeraConfig
 
     def __init__(self, config: ChimeraConfig) -> None:
         super().__init__()
@@ -245,6 +251,14 @@ class Chimera(nn.Module):
         self.trigram = TrigramEncoder(config)
         self.encoder = FullContextEncoder(config)
         self.heads = ResidualHeads(config)
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Chimera:
+        return cls(ChimeraConfig(**{**config, "taps": tuple(config["taps"])}))
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.config.taps
 
     @torch.no_grad()
     def initialise(self, seed: int) -> None:

@@ -22,6 +22,7 @@ from torch import Tensor
 from bench.decoding.drafts import checkpoint
 from bench.decoding.drafts.checkpoint import CheckpointError
 from bench.decoding.drafts.weights import randomise
+from bench.files import sha256_of_files
 from chimera.model import Chimera, ChimeraConfig, Standardise
 
 TRIGRAM, HEADS = "trimlp.pt", "chimera_head.pt"
@@ -40,6 +41,11 @@ def locate(text: str) -> Path:
     """Where the checkpoint lies: a folder, else a hub id, of which the known files are fetched.
     CheckpointError where it is neither."""
     return checkpoint.locate(text, FILES)
+
+
+def recognises(location: Path) -> bool:
+    """Whether it is a folder: files are written by training."""
+    return location.is_dir()
 
 
 def files(location: Path) -> list[Path]:
@@ -72,7 +78,7 @@ def load(location: Path, config: Any) -> tuple[Chimera, str]:
         chimera = Chimera(found)
     state = _renamed(trigram, encoder, heads) | _identities(chimera)
     chimera.load_state_dict(state, assign=True)
-    return chimera.requires_grad_(False).eval(), checkpoint.digest(files(location))
+    return chimera.requires_grad_(False).eval(), sha256_of_files(files(location))
 
 
 def random(config: ChimeraConfig, device: torch.device, dtype: torch.dtype) -> tuple[Chimera, str]:

@@ -8,11 +8,15 @@ next one. W_k and b_k start at zero, so that every head starts as the target's o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bench.decoding.drafts.trainable import Draft
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,10 @@ class MedusaConfig:
         return asdict(self)
 
 
-class Medusa(nn.Module):
+class Medusa(Draft):
     """Residual blocks, and LM heads where the target's own is not shared."""
+
+    config: MedusaConfig
 
     def __init__(self, config: MedusaConfig) -> None:
         super().__init__()
@@ -50,14 +56,15 @@ class Medusa(nn.Module):
             for _ in range(depth if config.own_heads else 0)
         )
 
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Medusa:
+        return cls(MedusaConfig(**config))
+
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """Every head starts as the target's own."""
         for parameter in self.heads.parameters():
             parameter.zero_()
-
-    def standardise(self, embeddings: Tensor, hidden: Tensor, taps: list[Tensor]) -> None:
-        """Medusa reads h as it is."""
 
     def forward(
         self, embeddings: Tensor, hidden: Tensor, taps: list[Tensor], anchors: Tensor

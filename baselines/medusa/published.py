@@ -24,6 +24,7 @@ from baselines.medusa.model import Medusa, MedusaConfig
 from bench.decoding.drafts import checkpoint
 from bench.decoding.drafts.checkpoint import CheckpointError
 from bench.decoding.drafts.weights import randomise
+from bench.files import sha256_of_files
 
 OWN = "medusa_lm_head.pt"
 SHARED = "medusa_lm_head.safetensors"
@@ -59,6 +60,11 @@ def locate(text: str) -> Path:
         if (location / model).is_file():
             break
     return location
+
+
+def recognises(location: Path) -> bool:
+    """Whether it is a folder or one of the known files."""
+    return location.is_dir() or location.name in (OWN, SHARED)
 
 
 def files(location: Path) -> list[Path]:
@@ -101,7 +107,7 @@ def load(location: Path, hidden_size: int, vocab_size: int) -> tuple[Medusa, str
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {KNOWN}") from error
     medusa.load_state_dict({name: tensors[_published(name)] for name in expected}, assign=True)
-    return medusa.requires_grad_(False).eval(), checkpoint.digest(found)
+    return medusa.requires_grad_(False).eval(), sha256_of_files(found)
 
 
 def random(

@@ -18,7 +18,8 @@ from bench.errors import UsageError
 from bench.questions import sets as prompts
 from bench.targets.synthetic import predictable, tokenizer
 from bench.training.conversations import Conversation
-from bench.training.distill import DistillConfig, batch_of, distill
+from bench.training.distill import DistillConfig, distill
+from bench.training.given import batch_of
 from bench.training.writer import Writer, WriterSettings
 
 VOCAB, END = 64, 63
