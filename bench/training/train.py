@@ -276,7 +276,7 @@ class Trainer:
                 _, z = trainee.draft(embeddings, hidden, trainee.chosen(taps), anchors)
             true = drafted_tokens(batch.ids, anchors, depth)
             whole = weights.all(dim=-1)
-            pairs = zip(z[whole].split(SCORED), true[whole].split(SCORED), strict=True)
+            pairs = zip(*(torch.split(x[whole], SCORED) for x in (z, true)), strict=True)
             rows += [self.head.ranks(*pair) for pair in pairs]
         return torch.cat(rows).cpu()
 

@@ -68,10 +68,17 @@ def grow(config: TreesConfig) -> None:
         raise UsageError("--weights needs at least one file")
     device, dtype = environment.settled(config.device, config.dtype)
     loaded = targets.load(targets.resolve(config.model), device, getattr(torch, dtype))
+    weight = loaded.model.get_output_embeddings().weight.float()
+    for path, _, draft in drafts:
+        size = draft.config.hidden_size
+        if size != weight.shape[1]:
+            raise UsageError(
+                f"--weights: {path.name} is for hidden size {size}, and {config.model} has "
+                f"{weight.shape[1]}; give its target as --model"
+            )
     questions = sets.load("tuning", None)
     ids, roles = _answers(loaded, questions, config.length)
     states = TargetStates(loaded.model)
-    weight = loaded.model.get_output_embeddings().weight.float()
     for path, saved, draft in drafts:
         head = DraftHead.of(weight, saved.vocabulary)
         found = draft_ranks(draft.to(weight.device).eval(), head, states, ids, roles)
@@ -115,6 +122,8 @@ def draft_ranks(
         streams = [tapped[k].float() for k in draft.taps]
         _, z = draft(states.embed(row[None]).float(), hidden.float(), streams, anchors)
         rows.append(head.ranks(z[0], drafted_tokens(row[None], anchors, depth)[0]))
+    if not rows:
+        raise UsageError(f"no answer has {depth + 1} tokens; raise --length")
     return torch.cat(rows).cpu()
 
 
