@@ -28,11 +28,11 @@ class ChimeraSettings(Settings):
 
     Attributes:
         nodes: drafted nodes of the tree, the root not counted.
-        depth: deepest level; 0 for as deep as the heads go.
-        dynamic: grow the tree by confidence at every step, instead of a static one.
-        beam: nodes that a dynamic tree expands a level, and children of each.
-        vocab: frequent tokens that the shared LM head is cut to; 0 for all. Heads of a checkpoint's
-            own score the whole vocabulary.
+        depth: deepest level; 0 for the number of heads.
+        dynamic: grow the tree by confidence at every step, instead of using a static one.
+        beam: nodes that a dynamic tree expands in each level, and children of each.
+        vocab: most frequent tokens that the shared LM head is reduced to; 0 for all. A checkpoint's
+            own LM heads score the whole vocabulary.
     """
 
     nodes: int = 26
@@ -75,7 +75,7 @@ class Chimera(DraftModelDecoder[ChimeraModel]):
         self._taps = config.taps
         kept = None if config.own_heads else settings.vocab or None
         depth = min(settings.depth or config.depth, config.depth)
-        # Nodes that are expanded lie in the draft's cache behind the committed positions.
+        # Expanded nodes are kept in the draft's cache after the committed positions.
         spare = 1 + depth * max(settings.beam, settings.nodes)
         self._drafter = Drafter(model, target, vocabulary[:kept], spare)
         self.width = settings.nodes + 1
@@ -120,15 +120,15 @@ class Chimera(DraftModelDecoder[ChimeraModel]):
         self._recent.copy_(self._slide(tree.tokens, path, accepted, verdict.bonus.view(1)))
 
     def _slid(self, tokens: Tensor, path: Tensor, accepted: Tensor, bonus: Tensor) -> Tensor:
-        """The newest tokens: the bonus token, the path's last and the one before that, which comes
-        before the root where nothing was accepted."""
+        """The three newest tokens: the path's last two and the bonus token. If nothing was
+        accepted, the path's last is the root and the one before it comes from `_recent`."""
         parent = tokens[path[(accepted - 1).clamp(min=0)]]
         before = torch.where(accepted > 0, parent, self._recent[1])
         return torch.cat((before, tokens[path[accepted]], bonus))
 
 
 class ChimeraPlus(Chimera):
-    """Ours: the context also reads two inner layers, and h_t enters the query."""
+    """Our extension: the context also reads two inner layers, and h_t enters the query."""
 
     name: ClassVar[str] = "chimera_plus"
     trained_as: ClassVar[str] = "chimera_plus"

@@ -231,12 +231,12 @@ def test_a_model_without_heads_is_refused(tmp_path: Path) -> None:
     ("index", "said"),
     [
         ({"weight_map": {"lm_head.weight": SHARDS[0]}}, "lists no medusa_head.*"),
-        ({"weight_map": {"medusa_head.0.1.weight": "../secret.bin"}}, "no file beside it"),
-        ({"weight_map": {"medusa_head.0.1.weight": "*.safetensors"}}, "no file beside it"),
-        ({"weight_map": {"medusa_head.0.1.weight": "run.py"}}, "no file beside it"),
+        ({"weight_map": {"medusa_head.0.1.weight": "../secret.bin"}}, "not a file of its folder"),
+        ({"weight_map": {"medusa_head.0.1.weight": "*.safetensors"}}, "not a file of its folder"),
+        ({"weight_map": {"medusa_head.0.1.weight": "run.py"}}, "not a file of its folder"),
         ({"weight_map": {"medusa_head.0.1.weight": SHARDS[1]}}, f"{SHARDS[1]} is missing"),
-        ({"weights": {}}, "is no index of a model"),
-        ([], "is no index of a model"),
+        ({"weights": {}}, "is not the index of a model"),
+        ([], "is not the index of a model"),
     ],
 )
 def test_broken_indexes(index: object, said: str, tmp_path: Path) -> None:
@@ -447,7 +447,7 @@ Change = Callable[[dict[str, dict[str, Tensor]]], Any]
         (lambda s: s.pop("fast_layer1.pt"), "found chimera_head.pt, config.json, trimlp.pt;"),
         (
             lambda s: s.update({"fast_layer0.pt": s["fast_layer1.pt"]}),
-            "is no Chimera checkpoint of one decoder layer: found chimera_head.pt",
+            "is not a Chimera checkpoint with one decoder layer: found chimera_head.pt",
         ),
         (
             lambda s: s.update({"fast_layer0.pt": s.pop("fast_layer1.pt")}),
@@ -475,10 +475,10 @@ def test_chimera_keys_and_shapes_are_exact(
         ({"num_key_value_heads": 2}, "2 key-value heads for 4 attention heads"),
         ({"vocab_size": V + 1}, f"[{V}, {2 * D}] where [{V + 1}, {2 * D}] is expected"),
         ({"hidden_size": 2 * D}, f"where [{6 * D}, {6 * D}] is expected"),
-        ({"hidden_act": "gelu"}, "no plain Llama layers (positions default, activation gelu)"),
+        ({"hidden_act": "gelu"}, "not plain Llama layers (positions default, activation gelu)"),
         (
             {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0}},
-            "no plain Llama layers (positions linear",
+            "not plain Llama layers (positions linear",
         ),
     ],
 )

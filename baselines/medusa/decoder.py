@@ -40,7 +40,7 @@ class MedusaSettings(Settings):
 
 
 class Medusa(DraftModelDecoder[MedusaHeads]):
-    """Parallel heads on h_t; every path of the tree takes its tokens from the heads' ranks."""
+    """Parallel heads on h_t; a node's token is its head's choice at the node's rank."""
 
     name: ClassVar[str] = "medusa"
     lossless: ClassVar[bool] = True
@@ -93,7 +93,7 @@ class Medusa(DraftModelDecoder[MedusaHeads]):
         return TokenTree(torch.cat((self._root, drafted)), self.topology)
 
     def _fused(self) -> Tensor:
-        """logits [K, V'], as `Medusa.logits` says, in few kernels."""
+        """logits [K, V'] as `Medusa.logits` computes them, in few kernels."""
         states = []
         for head in self.heads.heads:
             z = self._state[None]

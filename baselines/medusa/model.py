@@ -2,8 +2,8 @@
 
     z_k = h + SiLU(W_k h + b_k),  logits = LM head z_k,  k = 0 .. K-1
 
-Head k predicts the token at distance k + 2 from the position of h; the target's own head gives the
-next one. W_k and b_k start at zero, so that every head starts as the target's own.
+Head k predicts the token at distance k + 2 from the position of h; the target's own head predicts
+the next one. W_k and b_k are initially zero, so that every head starts as the target's own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class MedusaConfig:
     Attributes:
         hidden_size: d, the target's.
         depth: number of heads, K.
-        blocks: residual blocks of a head, one behind the other.
+        blocks: residual blocks of a head, in sequence.
         own_heads: size V of each head's own LM head, 0 where the target's is shared.
     """
 
@@ -40,7 +40,7 @@ class MedusaConfig:
 
 
 class Medusa(Draft):
-    """Residual blocks, and LM heads where the target's own is not shared."""
+    """Residual blocks, and LM heads unless the target's is shared."""
 
     config: MedusaConfig
 
@@ -69,7 +69,7 @@ class Medusa(Draft):
     def forward(
         self, embeddings: Tensor, hidden: Tensor, taps: list[Tensor], anchors: Tensor
     ) -> tuple[None, Tensor]:
-        """(None, z [B, A, K, d]) behind anchors int64 [B, A], from hidden [B, T, d]."""
+        """(None, z [B, A, K, d]) from anchors int64 [B, A] and hidden [B, T, d]."""
         del embeddings, taps
         batch = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
         return None, self.states(hidden[batch, anchors])
@@ -85,7 +85,7 @@ class Medusa(Draft):
         return torch.stack(states, dim=-2)
 
     def logits(self, h: Tensor, shared: Tensor) -> Tensor:
-        """[..., K, V'] from h [..., d]; `shared` [V', d] is the LM head of heads without own."""
+        """[..., K, V'] from h [..., d]; `shared` [V', d] is the LM head if heads lack one."""
         z = self.states(h)
         if not self.lm_heads:
             return F.linear(z, shared)
