@@ -21,21 +21,33 @@ class Autoregressive(Decoder):
 
     def __init__(self, target: TargetModel, settings: Settings) -> None:
         super().__init__(target, settings)
-        self._argmax = target.capture(self._likeliest)
+        self._root = Topology.of([-1], target.device)
+        self._take = target.capture(self._take_likeliest)
 
     def decode(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Block]:
         target, clock = self.target, self.target.clock
-        root = Topology.of([-1], target.device)
         token = sampling.pick(target.prefill(prompt_ids).logits)  # [1]
+        tree = target.pad(TokenTree(token.clone(), self._root))
         yield Block((int(token),))
+        with clock.phase("verify"):
+            step = target.forward(tree)
         while True:
-            with clock.phase("verify"):
-                step = target.forward(target.place(TokenTree(token, root)))
             with clock.phase("accept"):
-                token = self._argmax(step) if sampling.greedy else sampling.pick(step.logits)
-                target.commit_root()
-                block = Block((int(token),), depth=0)
+                if sampling.greedy:
+                    token = self._take(tree, step)
+                else:
+                    token = target.keep_root(tree, sampling.pick(step.logits[:1]))
+                reading = target.commit_root(token)
+            if target.runs_ahead:  # the next forward is launched before the host reads the token
+                clock.ahead()
+                with clock.phase("verify"):
+                    step = target.forward(tree)
+            with clock.phase("accept"):
+                block = Block(tuple(reading.wait().ids), depth=0)
             yield block
+            if not target.runs_ahead:
+                with clock.phase("verify"):
+                    step = target.forward(tree)
 
-    def _likeliest(self, step: Step) -> Tensor:
-        return self.target.argmax(step.logits)
+    def _take_likeliest(self, tree: TokenTree, step: Step) -> Tensor:
+        return self.target.keep_root(tree, self.target.argmax(step.logits[:1]))

@@ -1,20 +1,21 @@
-"""Provenance of a run: code, packages, processor and device, with no path, user or host name."""
+"""Provenance of a run: code, packages, processor and device; no path, user name or host name."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import pynvml
 
 from bench.errors import UsageError
-from bench.records.journal import Folder
 
 if TYPE_CHECKING:
     import torch
@@ -33,25 +34,11 @@ PACKAGES = (
     "triton",
 )
 
-# Our name for each figure of the card, and nvidia-smi's.
-SMI_TEXTS = {
-    "driver": "driver_version",
-    "persistence": "persistence_mode",
-    "ecc": "ecc.mode.current",
-}
-SMI_NUMBERS = {
-    "sm_clock_mhz": "clocks.current.sm",
-    "memory_clock_mhz": "clocks.current.memory",
-    "sm_clock_max_mhz": "clocks.max.sm",
-    "memory_clock_max_mhz": "clocks.max.memory",
-    "power_limit_w": "power.limit",
-}
-
 
 def collect(device: str, extra: Mapping[str, object]) -> dict[str, object]:
-    """What a figure of this run depends on, `extra` added at the top level.
+    """What the figures of a run depend on, with `extra` at the top level.
 
-    UsageError where the device is not there.
+    UsageError where this machine has no such device.
     """
     import torch
 
@@ -77,7 +64,7 @@ def collect(device: str, extra: Mapping[str, object]) -> dict[str, object]:
 
 
 def settled(device: str, dtype: str) -> tuple[str, str]:
-    """(device, dtype) with "auto" replaced: a GPU where there is one, bfloat16 on it alone."""
+    """(device, dtype) with "auto" resolved: a GPU where there is one; bfloat16 on a GPU only."""
     import torch
 
     if device == "auto":
@@ -88,7 +75,7 @@ def settled(device: str, dtype: str) -> tuple[str, str]:
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first thing that makes figures of two environments incomparable, or None."""
+    """The first difference that makes figures of two environments incomparable, or None."""
     watched = (
         ("packages", "torch"),
         ("packages", "transformers"),
@@ -105,29 +92,8 @@ def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     return None
 
 
-def stamp(folder: Folder, name: str, settings: str, now: Mapping[str, Any]) -> None:
-    """Write the settings as the file `name`, and environment.json.
-
-    UsageError where the folder holds records of other settings or of another environment.
-    """
-    known, before = folder.read(name), folder.read("environment.json")
-    if known not in (None, settings):
-        raise UsageError(
-            f"{folder.path} holds a run of other settings (see its {name}); choose another --out"
-        )
-    if before is not None and folder.begun:
-        difference = changed(json.loads(before), json.loads(json.dumps(now)))
-        if difference:
-            raise UsageError(
-                f"{folder.path} was recorded with another {difference}; choose another --out"
-            )
-    elif known is None or before is None or json.loads(before) != now:
-        folder.write_once("environment.json", json.dumps(now, indent=1) + "\n")
-    folder.write_once(name, settings)
-
-
 def device_name(device: str) -> str:
-    """`NVIDIA H200`, or `<processor>, 2 threads` on the CPU. UsageError where it is not there."""
+    """`NVIDIA H200`, or `<processor>, 2 threads` on the CPU. UsageError without one."""
     import torch
 
     chosen = _device(device)
@@ -137,7 +103,7 @@ def device_name(device: str) -> str:
 
 
 def device_kind(device: str) -> str:
-    """What parameters are tuned for: `NVIDIA H200`, or `cpu, 2 threads` whatever the processor."""
+    """The device that parameters are tuned for: `NVIDIA H200`, or `cpu, 2 threads` on any CPU."""
     name = device_name(device)
     return name if _device(device).type == "cuda" else f"cpu, {_threads()}"
 
@@ -150,36 +116,47 @@ def _threads() -> str:
 
 
 def git_state(checkout: Path) -> dict[str, object]:
-    """The commit, and whether anything but results is changed or new; null outside a checkout."""
+    """The commit, and whether files outside results are changed or new; null outside a checkout."""
     git = ("git", "--no-optional-locks", "-C", str(checkout))
-    top = _answer(*git, "rev-parse", "--show-toplevel")
-    commit = _answer(*git, "rev-parse", "--verify", "HEAD")
+    top = _output(*git, "rev-parse", "--show-toplevel")
+    commit = _output(*git, "rev-parse", "--verify", "HEAD")
     if not top or not commit or Path(top).resolve() != checkout.resolve():
-        return {"commit": None, "dirty": None}  # installed below another project's checkout, say
-    changes = _answer(*git, "status", "--porcelain", "--", ":(exclude)results")
+        return {"commit": None, "dirty": None}  # e.g. installed inside another project's checkout
+    changes = _output(*git, "status", "--porcelain", "--", ":(exclude)results")
     return {"commit": commit, "dirty": None if changes is None else changes != ""}
 
 
-def gpu_state(uuid: str) -> dict[str, object]:
-    """The card's driver, clocks, limits and modes as nvidia-smi tells them; null what it does not.
+def gpu_state(uuid: str, nvml: ModuleType = pynvml) -> dict[str, object]:
+    """The card's driver, modes, clocks and power limit as NVML reports them; null where it cannot.
 
     By the card's uuid, since CUDA_VISIBLE_DEVICES renumbers the cards for torch alone.
     """
-    fields = SMI_TEXTS | SMI_NUMBERS
-    answer = _answer(
-        "nvidia-smi",
-        f"--id={uuid}",
-        f"--query-gpu={','.join(fields.values())}",
-        "--format=csv,noheader,nounits",
-    )
-    values = [value.strip() for value in (answer or "").split(",")]
-    if len(values) != len(fields):
-        return dict.fromkeys(fields)
-    said = {
-        name: None if value.startswith("[") else value  # [N/A], [Not Supported]
-        for name, value in zip(fields, values, strict=True)
+    sm, memory = nvml.NVML_CLOCK_SM, nvml.NVML_CLOCK_MEM
+    queries: dict[str, Callable[[Any], object]] = {
+        "driver": lambda _: nvml.nvmlSystemGetDriverVersion(),
+        "persistence": lambda card: _mode(nvml.nvmlDeviceGetPersistenceMode(card)),
+        "ecc": lambda card: _mode(nvml.nvmlDeviceGetCurrentEccMode(card)),
+        "sm_clock_mhz": lambda card: float(nvml.nvmlDeviceGetClockInfo(card, sm)),
+        "memory_clock_mhz": lambda card: float(nvml.nvmlDeviceGetClockInfo(card, memory)),
+        "sm_clock_max_mhz": lambda card: float(nvml.nvmlDeviceGetMaxClockInfo(card, sm)),
+        "memory_clock_max_mhz": lambda card: float(nvml.nvmlDeviceGetMaxClockInfo(card, memory)),
+        "power_limit_w": lambda card: nvml.nvmlDeviceGetPowerManagementLimit(card) / 1000,
     }
-    return {name: _number(value) if name in SMI_NUMBERS else value for name, value in said.items()}
+    state: dict[str, object] = dict.fromkeys(queries)
+    with suppress(nvml.NVMLError):  # no driver here, or no such card
+        nvml.nvmlInit()
+        try:
+            card = nvml.nvmlDeviceGetHandleByUUID(uuid)
+            for name, query in queries.items():
+                with suppress(nvml.NVMLError):  # not supported by this card
+                    state[name] = query(card)
+        finally:
+            nvml.nvmlShutdown()
+    return state
+
+
+def _mode(enabled: int) -> str:
+    return "Enabled" if enabled else "Disabled"
 
 
 def cpu_model() -> str:
@@ -229,8 +206,8 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def _answer(*command: str) -> str | None:
-    """A command's stripped output; None where it is missing, fails or hangs."""
+def _output(*command: str) -> str | None:
+    """A command's stripped output; None where the command is missing, fails or hangs."""
     try:
         done = subprocess.run(
             command,
@@ -243,10 +220,3 @@ def _answer(*command: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
-
-
-def _number(text: str | None) -> float | None:
-    try:
-        return float(text) if text is not None else None
-    except ValueError:
-        return None

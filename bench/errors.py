@@ -12,6 +12,11 @@ class UsageError(Exception):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the error's own words; its type where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def one_line(error: BaseException) -> str:
     """`ValueError: the message`, on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]

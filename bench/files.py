@@ -1,4 +1,4 @@
-"""Hashes of files and of JSON values, and files that are written whole or not at all."""
+"""Hashes of files and JSON values, files written atomically, and the user's cache folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
+
+import platformdirs
+
+CACHE = "CHIMERA_BENCH_CACHE"  # environment variable: the cache folder
 
 
 def sha256_of_bytes(data: bytes) -> str:
@@ -68,3 +72,10 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
     """Write a UTF-8 file atomically, with newlines as they are in `text`."""
     with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8", errors=errors, newline="\n")
+
+
+def cache_root() -> Path:
+    """`$CHIMERA_BENCH_CACHE`, else `chimera-bench` in the user's cache folder."""
+    if chosen := os.environ.get(CACHE):
+        return Path(chosen).expanduser()
+    return platformdirs.user_cache_path("chimera-bench", appauthor=False)

@@ -21,6 +21,7 @@ import torch
 from baselines.autoregressive import Autoregressive
 from bench.decoding.decoder import Settings
 from bench.decoding.engines import trial as engines
+from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
@@ -43,7 +44,7 @@ def ratio(above: Callable[[], float], below: Callable[[], float], repeats: int) 
 
 
 def target_of(name: str, dtype: torch.dtype) -> TargetModel:
-    return TargetModel(load(resolve(name), "cpu", dtype).model)
+    return EagerTarget(load(resolve(name), "cpu", dtype).model)
 
 
 def contract(repeats: int, tokens: int = 256) -> str:
@@ -57,9 +58,9 @@ def contract(repeats: int, tokens: int = 256) -> str:
             token = target.prefill(PROMPT).logits.argmax(-1)
             started = time.perf_counter()
             for _ in range(tokens - 1):
-                token = target.forward(TokenTree(token, root)).logits.argmax(-1)
-                token.item()
-                target.commit_root()
+                tree = TokenTree(token, root)
+                token = target.forward(tree).logits.argmax(-1)
+                target.commit_root(target.keep_root(tree, token)).wait()
             return time.perf_counter() - started
 
     def through() -> float:

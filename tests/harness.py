@@ -1,4 +1,4 @@
-"""What the tests of whole runs share: a few questions, a quick target, decoders of our own."""
+"""Shared by the tests of whole runs: a few questions, a fast target, decoders made by a test."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,8 +36,8 @@ LABELS = (
 )
 
 
-def settle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Work in `folder`, which holds the questions and no one's data."""
+def work_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes `folder` the working directory, with the questions in it and no data folder set."""
     monkeypatch.chdir(folder)
     monkeypatch.delenv(DATA_DIR_VARIABLE, raising=False)
     ask(folder / QUESTIONS)
@@ -51,7 +51,7 @@ def ask(path: Path, rows: Sequence[Mapping[str, Any]] = ROWS) -> Path:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Threads gain nothing on a tiny model, and lose much where the cores are busy."""
+    """Threads do not speed up a tiny model, and slow it down where the cores are busy."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -95,7 +95,7 @@ def outputs(folder: Path | str) -> dict[str, list[int]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below `folder` but locks, which carry the number of the last process."""
+    """Every file below `folder` except locks, which hold the id of the last process."""
     return {
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

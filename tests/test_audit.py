@@ -1,4 +1,4 @@
-"""Are lossless methods lossless: what the audit of a run finds."""
+"""The audit of a run: whether lossless methods are lossless."""
 
 import hashlib
 import json
@@ -14,9 +14,11 @@ from bench.audit import outputs as audit_outputs
 from bench.audit.outputs import Difference, Divergence
 from bench.audit.redecoding import in_precision
 from bench.decoding.decoder import Block, Settings
+from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.records import runs as records
+from bench.records import validation
 from bench.records.runs import REFERENCE, STOCK_ENGINE
 from bench.run.runner import run_turn
 from bench.targets import synthetic
@@ -29,11 +31,11 @@ VOCAB = 64
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
 
 
 class Wrong(Autoregressive):
-    """Claims to be lossless and emits the next id now and then."""
+    """Claims to be lossless and sometimes emits the next id instead."""
 
     name: ClassVar[str] = "wrong"
 
@@ -61,7 +63,7 @@ class Early(Autoregressive):
 
 
 class Doubtful(Autoregressive):
-    """Takes the second choice where it is near: in float32, and in float64 too if `always`."""
+    """Takes the second choice where its logit is near: in float32, and in float64 if `always`."""
 
     name: ClassVar[str] = "doubtful"
     always: ClassVar[bool] = False
@@ -80,7 +82,7 @@ class Doubtful(Autoregressive):
 
 
 def rows(folder: str) -> dict[str, dict[str, Any]]:
-    """The audit by label, once it is known to be of the folder's records."""
+    """The audit by label; asserts that it is of the folder's records."""
     content = json.loads(Path(folder, "audit.json").read_text())
     data = Path(folder, "records.jsonl").read_bytes()
     assert content["records_sha256"] == hashlib.sha256(data).hexdigest()
@@ -103,7 +105,7 @@ def test_equal_outputs_give_equal_counts() -> None:
             STOCK_ENGINE if row["label"] == "transformers_generate" else "eager"
         )
         assert (row["model"], row["dtype"]) == ("synthetic:predictable", "float32")
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
 
 def test_a_wrong_method_is_a_defect_and_a_lossy_one_is_not_compared(
@@ -136,7 +138,7 @@ def test_a_wrong_method_is_a_defect_and_a_lossy_one_is_not_compared(
         assert example["gap"] > audit_outputs.FLOAT32_GAP
     early = found["early at 0"]
     assert early["defects"] == early["compared"] - early["equal"] > 0
-    problems = [problem for problem in records.check("run") if "reference" in problem]
+    problems = [problem for problem in validation.check("run") if "reference" in problem]
     assert len(problems) == wrong["defects"] + early["defects"]
     lines = records.read("run")
     named = {lines[int(problem.split()[1].rstrip(":")) - 1]["method"] for problem in problems}
@@ -148,16 +150,14 @@ def test_a_float32_tie_must_agree_in_float64(
     always: bool, verdict: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, Doubtful)
-    monkeypatch.setattr(
-        audit_outputs, "FLOAT32_GAP", 0.02
-    )  # there are few ties to be found at 1e-3
+    monkeypatch.setattr(audit_outputs, "FLOAT32_GAP", 0.02)  # there are few ties at 1e-3
     monkeypatch.setattr(Doubtful, "always", always)
     flags = ("--models", "synthetic:tiny", "--methods", "doubtful", "--max-new-tokens", "16")
     assert run(*flags, "--out", "run") == 0
     (row,) = rows("run").values()
     assert row[verdict] == row["compared"] - row["equal"] > 0
     assert all(example["gap"] < 0.02 for example in row["examples"])
-    problems = records.check("run")
+    problems = validation.check("run")
     assert len(problems) == row["defects"]
 
 
@@ -167,7 +167,7 @@ def test_an_audit_follows_its_records(monkeypatch: pytest.MonkeyPatch) -> None:
     first = rows("run")
     data = Path("run/records.jsonl").read_bytes()
     Path("run/records.jsonl").write_bytes(data[: data.rindex(b"\n", 0, -1) + 1])
-    assert any("audit.json is of other records" in problem for problem in records.check("run"))
+    assert any("audit.json is of other records" in problem for problem in validation.check("run"))
     assert run("--out", "run", "--methods", "wrong", "--limit", "1") == 0
     assert rows("run") == first
 
@@ -185,7 +185,7 @@ def test_half_precision_classes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     for method in ("lookahead(n=5,w=7,g=7,prompt=true)", "prompt_lookup(n=3,k=10)"):
         assert found[f"{method} at 0"]["defects"] == 0
     assert found["wrong at 0"]["defects"] + found["wrong at 0"]["ties"] > 0
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
 
 # One difference
@@ -200,7 +200,7 @@ def reference_turn(target: TargetModel, prompt: Sequence[int], budget: int) -> l
 def target() -> Iterator[TargetModel]:
     model, _ = synthetic.build("synthetic:predictable", "cpu", torch.float32)
     with harness.one_thread():
-        yield TargetModel(model)
+        yield EagerTarget(model)
 
 
 PROMPT = [1, 2, 3]
@@ -218,7 +218,7 @@ def changed(target: TargetModel, position: int, rank: int) -> tuple[list[int], l
 def explain(
     target: TargetModel, answers: tuple[list[int], list[int]], agree: bool | None = None
 ) -> Divergence:
-    """`agree`: whether both are the same in float64; None where that must not be asked."""
+    """`agree`: whether both are the same in float64; None where that must not be evaluated."""
 
     def asked() -> bool:
         assert agree is not None
@@ -258,10 +258,10 @@ def test_an_output_cut_short_is_a_defect(target: TargetModel) -> None:
 
 
 @pytest.mark.parametrize(("rank", "expected"), [(1, "tie"), (20, "defect")])
-def test_half_precision_holds_the_gap_against_the_noise(rank: int, expected: str) -> None:
+def test_half_precision_compares_the_gap_with_the_noise(rank: int, expected: str) -> None:
     model, _ = synthetic.build("synthetic:predictable", "cpu", torch.bfloat16)
-    model.lm_head.weight[VOCAB - 2] = model.lm_head.weight[VOCAB - 3]  # logits within noise, alike
-    half = TargetModel(model)
+    model.lm_head.weight[VOCAB - 2] = model.lm_head.weight[VOCAB - 3]  # equal logits, within noise
+    half = EagerTarget(model)
     with harness.one_thread():
         ids = reference_turn(half, PROMPT, 8)
         with torch.inference_mode():
@@ -288,8 +288,8 @@ def test_logits_of_all_widths_agree(target: TargetModel) -> None:
     assert audit_outputs.logits_by_width(target, ids[:1]).shape == (1, VOCAB)
 
 
-def test_float64_is_a_model_of_its_own(target: TargetModel) -> None:
-    exact = TargetModel(in_precision(target.model, torch.float64))
+def test_float64_is_a_separate_model(target: TargetModel) -> None:
+    exact = EagerTarget(in_precision(target.model, torch.float64))
     assert exact.dtype == torch.float64
     assert target.model.dtype == torch.float32
     before = reference_turn(target, PROMPT, 12)
@@ -308,7 +308,7 @@ def test_float64_copies_the_model_and_not_what_hooks_onto_it(
         raise TypeError("cannot pickle 'Event' object")
 
     monkeypatch.setattr(TargetModel, "__deepcopy__", refuse, raising=False)
-    exact = TargetModel(in_precision(target.model, torch.float64))
+    exact = EagerTarget(in_precision(target.model, torch.float64))
     assert reference_turn(exact, PROMPT, 4) == reference_turn(target, PROMPT, 4)
 
 
@@ -366,11 +366,11 @@ def test_what_has_no_partner_is_not_compared(changes: dict[str, Any]) -> None:
 def test_the_first_difference_is_named(ids: list[int], position: int | None) -> None:
     records_found = [made(output_ids=ids), REFERENCE_RECORD]
     ((record, found),) = audit_outputs.differences(records_found)
-    assert audit_outputs.row_of(record) == ("m", "eager", "float32", "set", "lookahead", 0.0)
+    assert audit_outputs.row_key(record) == ("m", "eager", "float32", "set", "lookahead", 0.0)
     assert found == Difference(records_found[0], REFERENCE_RECORD, position)
 
 
-def test_the_stock_row_is_held_against_any_engine() -> None:
+def test_the_stock_row_is_compared_with_any_engine() -> None:
     eager, graph = REFERENCE_RECORD, made(method=REFERENCE, engine="graph", output_ids=[1, 2, 9])
     stock = made(method="transformers_generate", engine=STOCK_ENGINE, output_ids=[1, 2, 9])
     ((record, found),) = audit_outputs.differences([eager, graph, stock])

@@ -1,4 +1,4 @@
-"""python -m bench.audit: what it decodes again, draws and keeps, and what it refuses."""
+"""python -m bench.audit: reruns, draws, the file it writes, and the input it refuses."""
 
 import gzip
 import json
@@ -19,6 +19,7 @@ from bench.decoding.target import Step
 from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict, typical
 from bench.records import runs as records
+from bench.records import validation
 from tests import harness
 from tests.decoding.scripted import NoisyOracle
 from tests.harness import install, run
@@ -29,7 +30,7 @@ DRAWS, FEW = ("--draws", "400"), ("--draws", "200")
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
     with harness.one_thread():
         yield
 
@@ -46,7 +47,7 @@ class Slip(Autoregressive):
 
 
 class Rounding(Autoregressive):
-    """Takes another id at one step in half precision, as rounding may."""
+    """Emits another id at one step in half precision, as rounding may."""
 
     name: ClassVar[str] = "rounding"
 
@@ -68,13 +69,13 @@ class Colder(Autoregressive):
 
 
 class Honest(NoisyOracle):
-    """Accepts as it should."""
+    """Accepts correctly."""
 
     name: ClassVar[str] = "honest"
 
 
 class Keen(NoisyOracle):
-    """Claims to be lossless and accepts whatever is typical."""
+    """Claims to be lossless and accepts by typical acceptance."""
 
     name: ClassVar[str] = "keen"
 
@@ -92,7 +93,7 @@ class Loose(Keen):
 
 
 class Broken(Autoregressive):
-    """Cannot draw."""
+    """Fails when it draws, if `fails`."""
 
     name: ClassVar[str] = "broken"
     fails: ClassVar[bool] = False
@@ -112,10 +113,10 @@ def rows(folder: str = "run") -> dict[str, dict[str, Any]]:
     return {f"{row['label']} at {row['temperature']:g}": row for row in audited(folder)["rows"]}
 
 
-# Equal, and not
+# Outputs
 
 
-def test_a_float32_run_is_audited_anew(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_float32_run_is_audited_again(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--out", "run") == 0
     before = rows()
     content = harness.contents(Path("run"))
@@ -126,7 +127,7 @@ def test_a_float32_run_is_audited_anew(capsys: pytest.CaptureFixture[str]) -> No
     found = audited()
     assert (found["reruns"], found["draws"], found["prompts_missing"]) == (8, 2048, 0)
     assert found["notes"] == []
-    assert records.check("run") == []
+    assert validation.check("run") == []
     text = capsys.readouterr()
     assert f"{3 * harness.TURNS} outputs compared: {3 * harness.TURNS} equal" in text.out
     assert text.err.count("\r") == 0  # no progress bar off a terminal
@@ -199,7 +200,7 @@ def test_right_samplers_pass_and_wrong_ones_fail(
     assert "5 samplers tested, 3 follow the target" in capsys.readouterr().out
 
 
-def test_top_k_and_top_p_are_a_part_of_the_law() -> None:
+def test_top_k_and_top_p_are_a_part_of_the_distribution() -> None:
     flags = ("--limit", "1", "--turns", "1", "--methods", "transformers_generate")
     cut = ("--temperature", "0.7", "--top-k", "3", "--top-p", "0.9")
     assert run("--out", "run", *flags, *cut) == 0
@@ -213,7 +214,7 @@ def test_top_k_and_top_p_are_a_part_of_the_law() -> None:
     assert rows() != first
 
 
-def test_a_sampler_that_cannot_draw_is_no_defect_and_no_pass(
+def test_a_sampler_that_cannot_draw_is_neither_a_defect_nor_a_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     install(monkeypatch, Broken)
@@ -235,17 +236,17 @@ def test_lossy_methods_have_agreement_and_perplexity(monkeypatch: pytest.MonkeyP
     assert run("--out", "run", *flags, "--max-new-tokens", "24") == 0
     greedy, sampled = (rows()[f"loose(accuracy=0.7,seed=0,dynamic=false) at {t}"] for t in (0, 1))
     assert greedy["answers"] == sampled["answers"] == 2 * len(harness.ROWS)
-    assert greedy["compared"] == sampled["compared"] == 0  # not held to the reference
+    assert greedy["compared"] == sampled["compared"] == 0  # not compared with the reference
     assert (greedy["agreement"], greedy["equal_answers"]) == (1, 1)
     assert greedy["reference_agreement"] == 1
     assert greedy["perplexity"] == greedy["reference_perplexity"] >= 1
     assert sampled["agreement"] < 1
     assert sampled["reference_agreement"] < 1
-    assert sampled["perplexity"] < sampled["reference_perplexity"]  # it takes what is likely
+    assert sampled["perplexity"] < sampled["reference_perplexity"]  # it prefers likely tokens
     assert sampled["reference_perplexity"] > greedy["reference_perplexity"]
 
 
-# What is kept
+# audit.json
 
 
 def test_a_run_that_continues_keeps_a_deeper_audit_of_its_records() -> None:
@@ -271,7 +272,7 @@ def test_records_that_change_meanwhile_are_refused(
         with open("run/records.jsonl", "a") as file:
             file.write("\n")
 
-    monkeypatch.setattr(command, "settle", append)
+    monkeypatch.setattr(command, "correct_for_many", append)
     assert main(["run"]) == 2
     assert "changed during the audit" in capsys.readouterr().err
     assert Path("run/audit.json").read_bytes() == before
@@ -297,9 +298,9 @@ def test_a_stopped_audit_leaves_what_was_there(
     def stop(_entries: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "settle", stop)
+    monkeypatch.setattr(command, "correct_for_many", stop)
     assert main(["run"]) == 130
-    assert "audit.json is as it was" in capsys.readouterr().err
+    assert "audit.json is unchanged" in capsys.readouterr().err
     assert harness.contents(Path("run")) == before
 
 

@@ -47,7 +47,7 @@ def test_the_figures_of_a_row() -> None:
     assert found["answers"] == 3
     assert found["agreement"] == pytest.approx((1 + 0.5 + 0) / 3)
     assert found["equal_answers"] == pytest.approx(1 / 3)
-    assert found["reference_agreement"] == 1  # turn 1 was repeated alike, turn 2 not repeated
+    assert found["reference_agreement"] == 1  # the repeats of turn 1 are equal, turn 2 has one
     assert found["perplexity"] == pytest.approx(math.exp((2 + 4 + 12) / 8))
     assert found["reference_perplexity"] == pytest.approx(math.exp((2 + 2 + 4) / 6))
 

@@ -1,15 +1,17 @@
 """The test of samplers: right ones pass, wrong ones fail, and several tests are corrected."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from bench.audit.sampling import CELLS, LEVEL, Fit, fit, holm, transform
+from bench.audit.sampling import CELLS, LEVEL, Fit, fit, transform
+from bench.statistics import holm
 
 VOCAB = 50
 
 
-def laws(count: int, seed: int) -> Tensor:
+def distributions(count: int, seed: int) -> Tensor:
     """[count, V]: peaked and flat distributions, some entries zero."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, VOCAB, generator=generator)
@@ -23,13 +25,13 @@ def drawn(probs: Tensor, seed: int) -> Tensor:
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 
-def held(law: Tensor, tokens: Tensor, seed: int = 0) -> Fit:
-    return fit(transform(law, tokens, torch.Generator().manual_seed(seed)))
+def held(probs: Tensor, tokens: Tensor, seed: int = 0) -> Fit:
+    return fit(transform(probs, tokens, torch.Generator().manual_seed(seed)))
 
 
 def test_transforms_of_a_right_sampler_are_uniform() -> None:
-    law = laws(4000, 0)
-    places = transform(law, drawn(law, 1), torch.Generator().manual_seed(2))
+    probs = distributions(4000, 0)
+    places = transform(probs, drawn(probs, 1), torch.Generator().manual_seed(2))
     assert places.shape == (4000,)
     assert bool(((places >= 0) & (places < 1)).all())
     assert float(places.mean()) == pytest.approx(0.5, abs=0.02)
@@ -38,60 +40,60 @@ def test_transforms_of_a_right_sampler_are_uniform() -> None:
 
 
 def test_a_right_sampler_fails_as_often_as_the_level_says() -> None:
-    values = [held(law := laws(500, n), drawn(law, 1000 + n), n).p for n in range(200)]
+    values = [held(probs := distributions(500, n), drawn(probs, 1000 + n), n).p for n in range(200)]
     assert min(values) > LEVEL / len(values)
     for level in (0.05, 0.2, 0.5):
         share = sum(value < level for value in values) / len(values)
         assert share == pytest.approx(level, abs=4 * (level * (1 - level) / len(values)) ** 0.5)
 
 
-def colder(law: Tensor) -> Tensor:
+def colder(probs: Tensor) -> Tensor:
     """Temperature 0.8 where 1 was asked for."""
-    return law.pow(1 / 0.8)
+    return probs.pow(1 / 0.8)
 
 
-def draft_again(law: Tensor) -> Tensor:
+def draft_again(probs: Tensor) -> Tensor:
     """The likeliest token is drafted; where it is refused the draw is from p, not the residual."""
-    best = law.max(dim=-1, keepdim=True).values
-    return law * (1 - best) + torch.where(law == best, best, 0.0)
+    best = probs.max(dim=-1, keepdim=True).values
+    return probs * (1 - best) + torch.where(probs == best, best, 0.0)
 
 
-def no_tail(law: Tensor) -> Tensor:
-    """A top-k that nobody asked for."""
-    return torch.where(law >= law.topk(3).values[:, -1:], law, 0.0)
+def no_tail(probs: Tensor) -> Tensor:
+    """A top-k that was not asked for."""
+    return torch.where(probs >= probs.topk(3).values[:, -1:], probs, 0.0)
 
 
 @pytest.mark.parametrize("wrong", [colder, draft_again, no_tail], ids=lambda w: w.__name__)
 def test_a_wrong_sampler_fails(wrong: object) -> None:
     assert callable(wrong)
-    law = laws(2048, 3)
-    assert held(law, drawn(law, 4)).p > 0.01
-    assert held(law, drawn(wrong(law), 4)).p < 1e-5
+    probs = distributions(2048, 3)
+    assert held(probs, drawn(probs, 4)).p > 0.01
+    assert held(probs, drawn(wrong(probs), 4)).p < 1e-5
 
 
 def test_a_fresh_draw_for_each_path_fails() -> None:
-    law = torch.tensor([[0.6, 0.3, 0.1]]).expand(4000, 3)
+    probs = torch.tensor([[0.6, 0.3, 0.1]]).expand(4000, 3)
     bent = torch.tensor([[0.53, 0.35, 0.13]]).expand(4000, 3)
-    assert held(law, drawn(law, 0)).p > 0.01
-    assert held(law, drawn(bent, 0)).p < 1e-5
+    assert held(probs, drawn(probs, 0)).p > 0.01
+    assert held(probs, drawn(bent, 0)).p < 1e-5
 
 
-def test_tokens_outside_the_law_fail() -> None:
-    law = laws(2000, 5)
-    tokens = drawn(law, 6)
-    outside = law.argmin(dim=-1)
+def test_tokens_of_probability_zero_fail() -> None:
+    probs = distributions(2000, 5)
+    tokens = drawn(probs, 6)
+    outside = probs.argmin(dim=-1)
     few = torch.where(torch.arange(2000) < 2, outside, tokens)
     many = torch.where(torch.arange(2000) < 20, outside, tokens)
-    found = held(law, few)
+    found = held(probs, few)
     assert (found.tokens, found.impossible) == (2000, 2)
     assert found.p > 0.01  # so much may be rounding at a cut-off
-    assert held(law, many).p == 0.0
+    assert held(probs, many).p == 0.0
 
 
 def test_the_order_of_equal_probabilities_does_not_matter() -> None:
-    law = torch.full((3000, 8), 1 / 8)
-    assert held(law, drawn(law, 7)).p > 0.01
-    assert held(law, torch.zeros(3000, dtype=torch.long)).p < 1e-12
+    probs = torch.full((3000, 8), 1 / 8)
+    assert held(probs, drawn(probs, 7)).p > 0.01
+    assert held(probs, torch.zeros(3000, dtype=torch.long)).p < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -105,4 +107,4 @@ def test_the_order_of_equal_probabilities_does_not_matter() -> None:
     ],
 )
 def test_several_tests_are_corrected_together(values: list[float], expected: list[float]) -> None:
-    assert holm(values) == pytest.approx(expected)
+    assert holm(np.array(values)) == pytest.approx(expected)

@@ -20,7 +20,7 @@ VICUNA_SYSTEM = (
 
 
 def byte_tokenizer(**special: str) -> PreTrainedTokenizerFast:
-    """Adds a BOS by itself, like LLaMA's, when it is asked for special tokens."""
+    """Adds a BOS itself, as LLaMA's does, when special tokens are requested."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE({byte: i for i, byte in enumerate(alphabet)}, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-import bench.questions.sets
 from bench import cli
 from bench.errors import UsageError
-from bench.questions.sets import QuestionSet, Source
+from bench.questions import registry
+from bench.questions.registry import QuestionSet, Source
 from bench.run import config
 from bench.run.__main__ import main
 from bench.run.config import RunConfig
@@ -52,7 +52,7 @@ VALUES: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
 
 
 def parsed(*argv: str) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def test_a_flag_may_choose_another_preset_than_the_file(monkeypatch: pytest.Monk
     assert resolved.preset == "quick"
 
 
-# Files that are wrong
+# Invalid files
 
 
 @pytest.mark.parametrize(
@@ -187,11 +187,11 @@ def test_a_file_that_cannot_be_read() -> None:
         ({"repeats": -1}, "--repeats must be at least 1"),
         ({"seed": -1}, "--seed must be at least 0"),
         ({"top_k": -1}, "--top-k must be at least 0"),
-        ({"top_p": 0.0}, "--top-p must lie above 0"),
-        ({"top_p": float("nan")}, "--top-p must lie above 0"),
-        ({"temperature": [float("nan")]}, "--temperature must be a number from 0"),
-        ({"temperature": [float("inf")]}, "--temperature must be a number from 0"),
-        ({"temperature": [1.0, -0.5]}, "--temperature must be a number from 0, not -0.5"),
+        ({"top_p": 0.0}, "--top-p must be above 0"),
+        ({"top_p": float("nan")}, "--top-p must be above 0"),
+        ({"temperature": [float("nan")]}, "--temperature must be a number of at least 0"),
+        ({"temperature": [float("inf")]}, "--temperature must be a number of at least 0"),
+        ({"temperature": [1.0, -0.5]}, "--temperature must be a number of at least 0, not -0.5"),
         ({"temperature": [1.0, 1.0]}, "--temperature names something twice"),
         ({"models": []}, "--models needs at least one value"),
         ({"models": ["a", "a"]}, "--models names something twice"),
@@ -249,7 +249,7 @@ def test_the_folder_is_named_after_the_model_and_the_settings(
     both = folder_of("--models", "synthetic:tiny", "synthetic:predictable", capsys=capsys)
     assert both.startswith("results/synthetic-tiny-and-1-more-")
     assert folder_of("--out", "there", capsys=capsys) == "there"
-    # How to run here is no setting of the run.
+    # Local options are not settings of the run.
     assert folder_of("--report", "--data-dir", ".", capsys=capsys) == names[0]
 
 
@@ -283,7 +283,7 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> QuestionSet:
     """A registered set that is found in a data folder."""
     source = Source("someone/questions", "0" * 40, "toy.jsonl")
     entry = QuestionSet("toy", source, hashlib.sha256(TOY).hexdigest(), "Apache-2.0", 1, "one")
-    monkeypatch.setattr(bench.questions.sets, "REGISTRY", MappingProxyType({"toy": entry}))
+    monkeypatch.setattr(registry, "REGISTRY", MappingProxyType({"toy": entry}))
     return entry
 
 

@@ -1,4 +1,4 @@
-"""The runs that ship as files resolve, all but their weights, with no GPU and no network."""
+"""The shipped configurations resolve, except for weights, without a GPU and a network."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +9,15 @@ import yaml
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-import bench.questions.sets
 from bench.cli import PROVENANCE
-from bench.questions.sets import REGISTRY, Questions
-from bench.records import runs as records
+from bench.questions import sets
+from bench.questions.parsing import Questions
+from bench.questions.registry import REGISTRY
+from bench.records import validation
 from bench.run.__main__ import main
 from bench.run.config import resolve
 from bench.targets import registry as targets
-from tests.harness import QUESTIONS, TURNS, kept, of, one_thread, settle
+from tests.harness import QUESTIONS, TURNS, kept, of, one_thread, work_in
 from tests.test_published import Draft, V, medusa_state, save_draft, target, with_own_heads
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
@@ -41,8 +42,8 @@ PAPER = {
 
 @pytest.fixture
 def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every registered set looks like `mini`; weights and downloads are out of reach."""
-    mini = bench.questions.sets.load("mini", None)
+    """Every registered set looks like `mini`; loading weights and downloading fail."""
+    mini = sets.load("mini", None)
 
     def load(name: str, data_dir: Path | None) -> Questions:  # noqa: ARG001
         return replace(mini, name=REGISTRY[name].name)
@@ -50,7 +51,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a dry run loads no model")
 
-    monkeypatch.setattr(bench.questions.sets, "load", load)
+    monkeypatch.setattr(sets, "load", load)
     monkeypatch.setattr(targets, "load", refuse)
     monkeypatch.chdir(tmp_path)
 
@@ -120,7 +121,7 @@ def a_small_llama(folder: Path) -> Path:
 def test_a_paper_run_decodes_with_drafts_in_the_published_layouts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settle(tmp_path, monkeypatch)
+    work_in(tmp_path, monkeypatch)
     states = Draft().states()
     heads = states["chimera_head.pt"]
     heads |= {f"{i}.0.weight": heads["0.0.weight"].roll(i, 0) for i in (3, 4)}
@@ -136,7 +137,7 @@ def test_a_paper_run_decodes_with_drafts_in_the_published_layouts(
     with one_thread():
         assert main(list(flags)) == 0
     assert {record["status"] for record in kept("run")} == {"ok"}
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
     def greedy(method: str) -> dict[tuple[str, int], list[int]]:
         return {

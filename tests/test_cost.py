@@ -12,16 +12,19 @@ import torch
 
 from baselines.medusa import published as medusa_layouts
 from bench.cli import Parser, add_arguments
-from bench.cost.__main__ import CostConfig, main
+from bench.cost.__main__ import main
+from bench.cost.config import CostConfig
 from bench.cost.device import bandwidth, facts, timed
 from bench.decoding.decoder import Block, Decoder
 from bench.decoding.engines import trial as engines
+from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.errors import UsageError
 from bench.records.__main__ import main as check_records
-from bench.records.costs import COSTS, ENGINE, FORWARD, STEP, check, latest, read, violations
+from bench.records.costs import COSTS, ENGINE, FORWARD, STEP, latest, read, violations
 from bench.records.runs import REFERENCE, Record
+from bench.records.validation import check
 from bench.run.methods import discover, method, resolve
 from bench.run.runner import run_turn
 from bench.targets import registry as targets
@@ -348,7 +351,7 @@ def test_a_random_draft_changes_no_answer(model: Any, name: str) -> None:
     for each in (REFERENCE, name):
         found = method(each, discover(), {name: "random"})
         assert found.decoder is not None
-        decoder = found.decoder(TargetModel(model), found.settings)
+        decoder = found.decoder(EagerTarget(model), found.settings)
         outputs.append(run_turn(decoder, prompt, Sampling(), 16, ()).output_ids)
     assert decoder.draft_parameters > 0
     assert decoder.checkpoint_sha256 is not None
@@ -377,7 +380,7 @@ def test_random_drafts_have_the_published_shapes(model: Any, dtype: torch.dtype)
 def drafted_bytes(text: str, checkpoint: str | None, model: Any, name: str) -> tuple[int, Decoder]:
     found = method(text, discover(), {} if checkpoint is None else {text.split("(")[0]: checkpoint})
     assert found.decoder is not None
-    decoder = found.decoder(TargetModel(model, name), found.settings)
+    decoder = found.decoder(EagerTarget(model, name), found.settings)
     return decoder.draft_bytes(), decoder
 
 

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from getpass import getuser
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -93,20 +94,56 @@ def test_git_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert git_state(tmp_path) == {"commit": commit, "dirty": True}
 
 
-def fake_nvidia_smi(folder: Path, script: str) -> None:
-    program = folder / "nvidia-smi"
-    program.write_text(f"#!/bin/sh\n{script}\n")
-    program.chmod(0o755)
+class FakeNvml(ModuleType):
+    """One card, GPU-7, that has no ECC and does not tell its maximal memory clock."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM = 1, 2
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, driver: bool = True) -> None:
+        super().__init__("pynvml")
+        self.driver = driver
+        self.open = 0
+
+    def nvmlInit(self) -> None:
+        if not self.driver:
+            raise self.NVMLError
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:
+        self.open -= 1
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        if uuid != "GPU-7":
+            raise self.NVMLError
+        return uuid
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "580.1"
+
+    def nvmlDeviceGetPersistenceMode(self, card: str) -> int:
+        return 1
+
+    def nvmlDeviceGetCurrentEccMode(self, card: str) -> int:
+        raise self.NVMLError
+
+    def nvmlDeviceGetClockInfo(self, card: str, clock: int) -> int:
+        return {1: 345, 2: 3201}[clock]
+
+    def nvmlDeviceGetMaxClockInfo(self, card: str, clock: int) -> int:
+        if clock == self.NVML_CLOCK_MEM:
+            raise self.NVMLError
+        return 1980
+
+    def nvmlDeviceGetPowerManagementLimit(self, card: str) -> int:
+        return 700_000
 
 
-def test_gpu_state_reads_every_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_nvidia_smi(
-        tmp_path,
-        '[ "$1" = --id=GPU-7 ] || exit 6\n'
-        "echo '580.1, Enabled, [N/A], 345, 3201, 1980, [Not Supported], 700.00'",
-    )
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert gpu_state("GPU-7") == {
+def test_gpu_state_reads_every_figure() -> None:
+    nvml = FakeNvml()
+    assert gpu_state("GPU-7", nvml) == {
         "driver": "580.1",
         "persistence": "Enabled",
         "ecc": None,
@@ -116,16 +153,12 @@ def test_gpu_state_reads_every_figure(tmp_path: Path, monkeypatch: pytest.Monkey
         "memory_clock_max_mhz": None,
         "power_limit_w": 700.0,
     }
-    assert set(gpu_state("GPU-8").values()) == {None}
+    assert set(gpu_state("GPU-8", nvml).values()) == {None}
+    assert nvml.open == 0
 
 
-@pytest.mark.parametrize("script", ["echo No devices were found", "exit 9", None])
-def test_gpu_state_is_null_without_an_answer(
-    script: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if script is not None:
-        fake_nvidia_smi(tmp_path, script)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    state = gpu_state("GPU-7")
+def test_gpu_state_is_null_without_an_answer() -> None:
+    state = gpu_state("GPU-7", FakeNvml(driver=False))
     assert {"driver", "power_limit_w"} <= state.keys()
     assert set(state.values()) == {None}
+    assert set(gpu_state("GPU-none").values()) == {None}  # NVML itself, whatever this machine has

@@ -12,12 +12,14 @@ from baselines.autoregressive import Autoregressive
 from bench.decoding.decoder import Block
 from bench.decoding.sampling import Sampling
 from bench.errors import UsageError
+from bench.files import canonical_sha256
 from bench.questions import history
 from bench.questions import sets as prompts
 from bench.questions.history import Prompt
-from bench.records import runs as records
-from bench.records.runs import FIGURES, REFERENCE, digest
+from bench.records import validation
+from bench.records.runs import FIGURES, REFERENCE
 from bench.run import methods
+from bench.run.prompting import renderer
 from bench.targets import registry as targets
 from bench.targets import synthetic
 from bench.targets.registry import Loaded
@@ -29,7 +31,7 @@ MODEL = "synthetic:predictable"
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
 
 
 def answers(folder: str | Path) -> list[dict[str, Any]]:
@@ -65,7 +67,9 @@ def test_every_method_sees_the_references_greedy_answers() -> None:
     for turn in (1, 2):
         assert sorted(prompt_hashes("run", turn)) == sorted(said)
     for record in found:
-        expected = None if record["turn"] == 1 else digest([said[record["prompt_id"]]["text"]])
+        expected = (
+            None if record["turn"] == 1 else canonical_sha256([said[record["prompt_id"]]["text"]])
+        )
         assert record["history"] == expected
 
 
@@ -83,15 +87,15 @@ def test_the_history_is_in_the_prompt_and_in_the_key() -> None:
     assert changed == expected
 
 
-def test_another_runs_history_is_used_and_no_one_is_asked() -> None:
+def test_another_runs_history_is_used_and_the_reference_is_not_asked() -> None:
     assert run("--out", "one") == 0
     given = Path("one/history.jsonl").read_bytes()
-    # Another budget, so that this run's own answers would be others.
+    # Another budget, so that this run's own answers would differ.
     flags = ("--max-new-tokens", "5", "--history", "one/history.jsonl", "--out", "two")
     assert run(*flags) == 0
     assert prompt_hashes("two", 2) == prompt_hashes("one", 2)
     assert Path("two/history.jsonl").read_bytes() == given
-    assert records.check("two") == []
+    assert validation.check("two") == []
     before = harness.contents(Path("two"))
     assert run(*flags) == 0
     assert harness.contents(Path("two")) == before
@@ -103,7 +107,7 @@ def test_first_turns_need_no_history(capfd: pytest.CaptureFixture[str]) -> None:
     assert run("--out", "run", "--turns", "1") == 0
     assert Path("run/history.jsonl").read_bytes() == b""
     assert {r["turn"] for r in harness.kept("run")} == {1}
-    assert records.check("run") == []
+    assert validation.check("run") == []
     Path("empty.jsonl").touch()
     assert run("--out", "given", "--turns", "1", "--history", "empty.jsonl") == 0
     assert capfd.readouterr().out == ""
@@ -152,7 +156,7 @@ def test_a_failed_answer_skips_the_later_turn() -> None:
         assert all(skipped[name] is None for name in FIGURES)
     assert found.pop((REFERENCE, "3", 1))["status"] == "error"
     assert {record["status"] for record in found.values()} == {"ok"}
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
 
 @pytest.mark.usefixtures("fragile")
@@ -231,13 +235,13 @@ def test_a_later_line_of_the_same_turn_wins() -> None:
     ["{\n", "\n", "[1]\n", "3\n", '{"model": "x"}\n', line(model=[1]), line().replace("s", "z")],
 )
 def test_a_damaged_line_is_named(bad: str) -> None:
-    with pytest.raises(UsageError, match="there line 2 is no answer"):
+    with pytest.raises(UsageError, match="there line 2 is not an answer"):
         history.read(line() + bad, "there")
 
 
 @pytest.mark.parametrize("changes", [{"text": None}, {"text": 5}])
 def test_an_answer_that_is_no_text_is_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="there line 1 is no answer"):
+    with pytest.raises(UsageError, match="there line 1 is not an answer"):
         history.read(line(**changes), "there")
 
 
@@ -262,7 +266,7 @@ def test_prompts_grow_by_the_answers(loaded: Loaded) -> None:
         return {"status": "ok", "text": f"answer {prompt.turn}"}
 
     assert history.missing([questions], None, MODEL, {}) == 2
-    found = list(history.prompts(questions, None, loaded, {}, answer))
+    found = list(history.prompts(questions, None, MODEL, renderer(loaded), {}, answer))
     assert [prompt.turn for prompt in found] == [1, 2, 3]
     assert asked == found[:2]
     texts = [loaded.tokenizer.decode(prompt.ids) for prompt in found]
@@ -271,7 +275,11 @@ def test_prompts_grow_by_the_answers(loaded: Loaded) -> None:
     )
     assert all(texts[2].startswith(text) for text in texts)
     said = ["answer 1", "answer 2"]
-    assert [prompt.history for prompt in found] == [None, digest(said[:1]), digest(said)]
+    assert [prompt.history for prompt in found] == [
+        None,
+        canonical_sha256(said[:1]),
+        canonical_sha256(said),
+    ]
     assert len({prompt.sha256 for prompt in found}) == 3
 
 
@@ -290,12 +298,12 @@ def test_known_answers_are_not_asked_for(loaded: Loaded) -> None:
 
     assert history.missing([questions], None, MODEL, known) == 2
     assert history.missing([questions], 1, MODEL, known) == 0
-    found = list(history.prompts(questions, None, loaded, known, answer))
+    found = list(history.prompts(questions, None, MODEL, renderer(loaded), known, answer))
     assert asked == ["2", "3"]
     skipped = [prompt for prompt in found if prompt.skip]
     assert [(prompt.prompt_id, prompt.turn) for prompt in skipped] == [("2", 2), ("3", 2)]
     assert all(prompt.ids == () for prompt in skipped)
-    assert found[1].history == digest(["known"])
-    (first, *_), rest = found, list(history.prompts(questions, 1, loaded, known, answer))
+    assert found[1].history == canonical_sha256(["known"])
+    rest = list(history.prompts(questions, 1, MODEL, renderer(loaded), known, answer))
     assert [prompt.turn for prompt in rest] == [1, 1, 1]
-    assert rest[0] == first
+    assert rest[0] == found[0]

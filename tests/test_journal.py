@@ -9,7 +9,7 @@ import pytest
 
 from bench.errors import UsageError
 from bench.records import costs as cost_records
-from bench.records import journal
+from bench.records import journal, validation
 from bench.records import runs as records
 from bench.records.__main__ import main
 from bench.records.runs import RECORDS, RunFolder
@@ -33,12 +33,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_an_archived_run_reads_the_same(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", duel())
     data, before = (folder / RECORDS).read_bytes(), records.read(folder)
-    problems = records.check(folder)
+    problems = validation.check(folder)
     assert journal.sha256(folder, RECORDS) == hashlib.sha256(data).hexdigest()
     archived(folder)
     assert not (folder / RECORDS).exists()
     assert records.read(folder) == before
-    assert records.check(folder) == problems
+    assert validation.check(folder) == problems
     assert journal.content(folder, RECORDS) == data
     assert journal.sha256(folder, RECORDS) == hashlib.sha256(data).hexdigest()
 
@@ -56,9 +56,9 @@ def test_an_archived_run_gives_the_same_page_and_keeps_its_audit(tmp_path: Path)
 
 def test_an_archived_study_reads_the_same(tmp_path: Path) -> None:
     folder = write_study(tmp_path / "study", example())
-    before = cost_records.read(folder), cost_records.check(folder)
+    before = cost_records.read(folder), validation.check(folder)
     archived(folder, cost_records.COSTS)
-    assert (cost_records.read(folder), cost_records.check(folder)) == before
+    assert (cost_records.read(folder), validation.check(folder)) == before
     build.build([folder], tmp_path / "page.html")
 
 
@@ -97,8 +97,8 @@ def junk(folder: Path) -> None:
     ("spoil", "message"),
     [
         (both, "holds both records.jsonl and records.jsonl.gz; remove the one"),
-        (cut, "is no whole archive .*; restore it"),
-        (junk, "is no whole archive .*; restore it"),
+        (cut, "is not a complete archive .*; restore it"),
+        (junk, "is not a complete archive .*; restore it"),
     ],
 )
 def test_an_archive_that_cannot_be_read_is_a_usage_error(
@@ -110,7 +110,7 @@ def test_an_archive_that_cannot_be_read_is_a_usage_error(
     folder = archived(write_run(tmp_path / "run", duel()))
     spoil(folder)
     before = contents(folder)
-    for reading in (records.read, records.check):
+    for reading in (records.read, validation.check):
         with pytest.raises(UsageError, match=message):
             reading(folder)
     with pytest.raises(UsageError), RunFolder(folder):

@@ -13,7 +13,7 @@ from baselines.lookahead import Lookahead, LookaheadSettings
 from bench.decoding.decoder import Block, Decoder, Settings, TargetInfo
 from bench.decoding.sampling import Sampling
 from bench.errors import UsageError
-from bench.records import runs as records
+from bench.records import validation
 from bench.records.runs import REFERENCE
 from bench.run import methods
 from bench.run.__main__ import main
@@ -35,7 +35,7 @@ class GuestSettings(Settings):
 
 
 class Guest(Autoregressive):
-    """What another package would add: one parameter must be given."""
+    """A method of another package with a required parameter."""
 
     name: ClassVar[str] = "guest"
     takes_checkpoint: ClassVar[bool] = True
@@ -224,7 +224,7 @@ def test_a_name_taken_by_two_packages(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_decoder_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     points(monkeypatch, (REFERENCE, "baselines.autoregressive:Autoregressive"), ("guest", value))
-    assert labels() == [REFERENCE]  # nobody asked for it
+    assert labels() == [REFERENCE]  # it is not imported
     with pytest.raises(UsageError, match="method 'guest' cannot be imported: "):
         resolve(["guest"])
 
@@ -256,7 +256,7 @@ def test_a_parameter_is_a_finite_number(monkeypatch: pytest.MonkeyPatch, value: 
 def test_another_packages_decoder_runs_in_the_suite(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
     install(monkeypatch, Guest, Homeless)
     wanted = ["guest(size=1)", "guest(size=2,wide=true)", "homeless"]
     assert run("--methods", *wanted, "--out", "run") == 0
@@ -270,7 +270,7 @@ def test_another_packages_decoder_runs_in_the_suite(
     (skipped,) = harness.of("run", "homeless")
     assert skipped["status"] == "skipped"
     assert skipped["error"] == "no weights for synthetic:predictable"
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
 
 # The list

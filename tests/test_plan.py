@@ -1,4 +1,4 @@
-"""The grid: its order, the seeds of its turns and the keys that they are resumed by."""
+"""The grid: its order, the seeds of its turns and the keys by which they are resumed."""
 
 import itertools
 from collections import Counter
@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
+from bench.files import canonical_sha256
 from bench.questions.history import Prompt
-from bench.records.runs import FIELDS, digest
-from bench.run import grid as plan
-from bench.run.grid import Cell, Slot, generator_seed, slots
+from bench.records.runs import FIELDS
+from bench.run import grid as grid_module
+from bench.run.grid import Cell, GridPoint, generator_seed, grid
 from bench.run.methods import Method, resolve
 
 TEXTS = ("autoregressive", "transformers_generate", "lookahead", "lookahead(n=4)", "prompt_lookup")
@@ -66,22 +67,22 @@ def methods() -> list[Method]:
     return resolve(TEXTS)
 
 
-def order(found: list[Slot]) -> list[str]:
-    return [slot.method.label for slot in found]
+def order(found: list[GridPoint]) -> list[str]:
+    return [point.method.label for point in found]
 
 
 # Order
 
 
-def test_every_slot_is_there_once(methods: list[Method]) -> None:
-    found = list(slots(PROMPTS, 3, [0.0, 1.0], methods, seed=0))
+def test_every_point_is_there_once(methods: list[Method]) -> None:
+    found = list(grid(PROMPTS, 3, [0.0, 1.0], methods, seed=0))
     assert len(found) == len(PROMPTS) * 3 * 2 * len(methods)
     places = {(s.prompt.sha256, s.repeat, s.temperature, s.method.label) for s in found}
     assert len(places) == len(found)
 
 
 def test_repeats_are_interleaved_within_a_turn(methods: list[Method]) -> None:
-    found = list(slots(PROMPTS, 2, [0.0, 1.0], methods, seed=0))
+    found = list(grid(PROMPTS, 2, [0.0, 1.0], methods, seed=0))
     turns = [
         key for key, _ in itertools.groupby((s.prompt.prompt_id, s.prompt.turn) for s in found)
     ]
@@ -94,7 +95,7 @@ def test_repeats_are_interleaved_within_a_turn(methods: list[Method]) -> None:
 
 def test_the_order_of_methods_is_shuffled_by_the_seed_alone(methods: list[Method]) -> None:
     def orders(seed: int, given: list[Method] = methods) -> list[str]:
-        return order(list(slots(PROMPTS, 3, [0.0], given, seed)))
+        return order(list(grid(PROMPTS, 3, [0.0], given, seed)))
 
     assert orders(0) == orders(0)
     assert orders(0) != orders(1)
@@ -106,10 +107,10 @@ def test_the_order_of_methods_is_shuffled_by_the_seed_alone(methods: list[Method
 
 
 def test_more_prompts_leave_the_order_of_the_others_alone(methods: list[Method]) -> None:
-    few = list(slots(PROMPTS[4:8], 2, [0.0], methods, seed=0))
-    many = list(slots(PROMPTS, 2, [0.0], methods, seed=0))
+    few = list(grid(PROMPTS[4:8], 2, [0.0], methods, seed=0))
+    many = list(grid(PROMPTS, 2, [0.0], methods, seed=0))
     chosen = {prompt.sha256 for prompt in PROMPTS[4:8]}
-    assert order(few) == order([slot for slot in many if slot.prompt.sha256 in chosen])
+    assert order(few) == order([point for point in many if point.prompt.sha256 in chosen])
 
 
 # Seeds
@@ -154,7 +155,12 @@ def test_the_order_of_parameters_is_not_in_the_key() -> None:
 
 @pytest.mark.parametrize(
     "changes",
-    [{"prompt_id": "x"}, {"turn": 3}, {"ids": (1, 2, 0)}, {"history": digest(["an answer"])}],
+    [
+        {"prompt_id": "x"},
+        {"turn": 3},
+        {"ids": (1, 2, 0)},
+        {"history": canonical_sha256(["an answer"])},
+    ],
 )
 def test_the_prompt_is_in_the_key(changes: dict[str, Any]) -> None:
     assert CELL.key(replace(PROMPTS[0], **changes)) != CELL.key(PROMPTS[0])
@@ -165,7 +171,7 @@ def test_the_category_is_not_in_the_key_but_the_package_version_is(
 ) -> None:
     before = CELL.key(PROMPTS[0])
     assert CELL.key(replace(PROMPTS[0], category="names")) == before
-    monkeypatch.setattr(plan, "version", lambda package: f"{package} of tomorrow")
+    monkeypatch.setattr(grid_module, "version", lambda package: f"{package} of tomorrow")
     assert CELL.key(PROMPTS[0]) != before
 
 

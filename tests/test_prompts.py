@@ -1,4 +1,4 @@
-"""Question sets: the packaged ones, reading and refusing files, downloads, the spread choice."""
+"""Question sets: packaged sets, valid and invalid files, downloads, limits over categories."""
 
 import hashlib
 import json
@@ -12,17 +12,10 @@ from typing import Any
 import datasets
 import pytest
 
-import bench.questions.sets
 from bench.errors import UsageError
-from bench.questions.sets import (
-    DATA_DIR_VARIABLE,
-    REGISTRY,
-    QuestionSet,
-    Source,
-    load,
-    spread,
-    status,
-)
+from bench.questions import registry
+from bench.questions.registry import REGISTRY, QuestionSet, Source
+from bench.questions.sets import DATA_DIR_VARIABLE, load, spread, status
 
 CATEGORIES = (
     "writing",
@@ -61,7 +54,7 @@ def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     folder = tmp_path / "downloads"
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", folder)
     monkeypatch.setattr(datasets.utils.file_utils, "fsspec_head", refuse)
-    monkeypatch.setattr(bench.questions.sets, "REGISTRY", MappingProxyType({"toy": TOY}))
+    monkeypatch.setattr(registry, "REGISTRY", MappingProxyType({"toy": TOY}))
     assert TOY.source is not None
     folder.mkdir()
     return folder / hashlib.sha256(TOY.source.url.encode()).hexdigest()
@@ -138,7 +131,7 @@ def test_published_sets_match_their_pins(name: str, categories: int, turns: int)
     assert len(set(limited.dataset["category"])) == categories
 
 
-# One's own file
+# A user's file
 
 
 def test_own_file(tmp_path: Path) -> None:
@@ -182,7 +175,7 @@ def test_own_file_needs_no_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (b'{"question_id": 2, "turns": ["a", " "]}', "turns must be"),
         (b'{"question_id": 2, "turns": ["a", 3]}', "turns must be"),
         (b'{"question_id": 2, "turns": ["\\ud800"]}', "turns must be"),
-        (b'{"question_id": "1", "turns": ["a"]}', "question_id '1' is that of line 1 too"),
+        (b'{"question_id": "1", "turns": ["a"]}', "question_id '1' is also that of line 1"),
     ],
 )
 def test_bad_line_is_named(tmp_path: Path, line: bytes, complaint: str) -> None:
@@ -284,7 +277,7 @@ def test_wrong_checksum_after_fetching_again(
     assert forced == [False, True]
 
 
-# The spread choice
+# A limit, spread over categories
 
 
 @pytest.mark.parametrize("limit", [1, 7, 8, 9, 20, 39])

@@ -15,9 +15,9 @@ import pytest
 
 from bench.decoding.decoder import Decoder, TargetInfo
 from bench.decoding.drafts import trainable
-from bench.questions import sets as prompts
+from bench.questions.registry import REGISTRY
 from bench.run import __main__ as run
-from bench.run import methods
+from bench.run import methods, plan
 from bench.run.config import RunConfig
 from bench.targets import registry as targets
 from bench.training import distill, train, trees
@@ -78,7 +78,7 @@ def test_the_package_declares_the_example(example: type[Decoder]) -> None:
 def test_the_example_decodes_what_the_reference_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
     flags = ("--methods", NAME, f"{NAME}(k=8)", "--max-new-tokens", str(TOKENS), "--out", "out")
     assert harness.run(*flags) == 0
     records = harness.kept("out")
@@ -100,14 +100,12 @@ def _ran(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, M
         def __init__(self, *settings: Any) -> None:
             seen.append(settings)
 
-        def run(self) -> int:
-            return 0
-
         def describe(self) -> str:
             return ""
 
-    monkeypatch.setattr(run, "Plan", Plan)
-    monkeypatch.setattr(run, "_listing", lambda config: seen.append((config, {})))
+    monkeypatch.setattr(plan, "Plan", Plan)
+    monkeypatch.setattr(run, "run", lambda plan: 0)  # noqa: ARG005
+    monkeypatch.setattr(run, "show_listing", lambda config: seen.append((config, {})))
     assert run.main(argv) == 0
     return seen[0]
 
@@ -121,7 +119,7 @@ def test_every_run_can_be_asked_for(argv: list[str], monkeypatch: pytest.MonkeyP
     methods.resolve(config.methods, config.checkpoint, config.tree)
     for name in config.models:
         targets.resolve(name)
-    assert set(config.datasets) <= set(prompts.REGISTRY)
+    assert set(config.datasets) <= set(REGISTRY)
 
 
 def test_runs_are_found_in_the_readme() -> None:
@@ -172,7 +170,7 @@ def test_links_lead_somewhere(document: str, link: str) -> None:
 
 def test_what_can_be_chosen_is_listed() -> None:
     own = {n for n, point in methods.discover().items() if point.value.split(".")[0] in OWN}
-    for name in {*own, methods.STOCK, *targets.TARGETS, *prompts.REGISTRY}:
+    for name in {*own, methods.STOCK, *targets.TARGETS, *REGISTRY}:
         assert f"`{name}`" in README
 
 
@@ -193,6 +191,6 @@ def test_ablations_are_described_and_keep_their_parameters() -> None:
 
 
 def test_question_sets_have_their_sizes() -> None:
-    for name, entry in prompts.REGISTRY.items():
+    for name, entry in REGISTRY.items():
         row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
         assert row.split("|")[2].split(",")[0].strip() == str(entry.questions)

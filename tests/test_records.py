@@ -12,20 +12,20 @@ from typing import Any
 import pytest
 
 from bench.errors import UsageError
+from bench.files import canonical_sha256
 from bench.records.__main__ import main
 from bench.records.runs import (
     FIGURES,
     SCHEMA,
     RunFolder,
     blank_figures,
-    check,
-    digest,
     frame,
     label,
     latest,
     read,
     violations,
 )
+from bench.records.validation import check
 
 Record = dict[str, Any]
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,7 +79,7 @@ def turn(**changes: Any) -> Record:
         "finish": "length",
         "warnings": [],
     }
-    record["key"] = digest(repr(sorted(changes.items())))
+    record["key"] = canonical_sha256(repr(sorted(changes.items())))
     return record | changes
 
 
@@ -136,12 +136,12 @@ def test_label(method: str, params: dict[str, object], expected: str | None) -> 
     assert label(method, params) == (expected or "m(a=0.1,b=1e-05,c=2.0,d=true,e=false)")
 
 
-def test_digest_is_the_hash_of_canonical_json() -> None:
+def test_canonical_sha256_is_the_hash_of_canonical_json() -> None:
     text = '{"a":[0,5],"b":"好"}'
-    assert digest({"b": "好", "a": [0, 5]}) == hashlib.sha256(text.encode()).hexdigest()
-    assert digest([0.5]) != digest([0, 5])
+    assert canonical_sha256({"b": "好", "a": [0, 5]}) == hashlib.sha256(text.encode()).hexdigest()
+    assert canonical_sha256([0.5]) != canonical_sha256([0, 5])
     with pytest.raises(ValueError, match="JSON"):
-        digest(math.nan)
+        canonical_sha256(math.nan)
 
 
 # Writing and reading
@@ -448,7 +448,7 @@ MUTATIONS: list[tuple[str, Record]] = [
     ),
     *(
         (
-            f"{name} is missing" if name not in ("schema", "key", "status") else "no record",
+            f"{name} is missing" if name not in ("schema", "key", "status") else "not a record",
             {key: value for key, value in turn().items() if key != name},
         )
         for name in turn()

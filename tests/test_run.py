@@ -1,4 +1,4 @@
-"""The command: bad input, resuming after a kill at any moment, what it prints and leaves."""
+"""The command: invalid input, resuming after a kill at any moment, its output and its files."""
 
 import json
 import os
@@ -20,6 +20,7 @@ from bench.decoding.decoder import Block, Settings, TargetInfo
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.records import runs as records
+from bench.records import validation
 from bench.records.runs import FIGURES, REFERENCE, RunFolder
 from tests import harness
 from tests.harness import install, run
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -37,18 +38,18 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run with the quick settings; copy it."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        harness.settle(folder, patch)
+        harness.work_in(folder, patch)
         assert run("--out", "out") == 0
     return folder / "out"
 
 
 @pytest.fixture
 def done(whole: Path, tmp_path: Path) -> Path:
-    """A finished run of one's own, as `out`."""
+    """A copy of the finished run, as `out`."""
     return Path(shutil.copytree(whole, tmp_path / "out"))
 
 
-# Bad input
+# Invalid input
 
 
 def refused(flags: Sequence[str], capfd: pytest.CaptureFixture[str]) -> str:
@@ -66,7 +67,7 @@ def refused(flags: Sequence[str], capfd: pytest.CaptureFixture[str]) -> str:
     return line.removeprefix("error: ")
 
 
-UNTOUCHED = [  # refused before there is a folder, with a mend in every line
+UNTOUCHED = [  # refused before there is a folder, with a fix in every message
     (["--models", "synthetic:predictible"], "unknown model .*did you mean synthetic:predictable"),
     (["--models", "nowhere"], "unknown model 'nowhere'.*Known: smollm2-135m, "),
     (["--methods", "lookahed"], "unknown method 'lookahed'; did you mean 'lookahead'"),
@@ -80,10 +81,10 @@ UNTOUCHED = [  # refused before there is a folder, with a mend in every line
     (["--datasets", "none.jsonl"], "cannot read the question set none.jsonl: No such file"),
     (["--datasets"], "--datasets needs at least one value"),
     (["--datasets", "asked.jsonl", "sub/asked.jsonl"], "two question sets are named 'asked'"),
-    (["--temperature", "nan"], "--temperature must be a number from 0, not nan"),
-    (["--temperature", "inf"], "--temperature must be a number from 0, not inf"),
-    (["--temperature", "-0.5"], "--temperature must be a number from 0, not -0.5"),
-    (["--top-p", "0"], "--top-p must lie above 0"),
+    (["--temperature", "nan"], "--temperature must be a number of at least 0, not nan"),
+    (["--temperature", "inf"], "--temperature must be a number of at least 0, not inf"),
+    (["--temperature", "-0.5"], "--temperature must be a number of at least 0, not -0.5"),
+    (["--top-p", "0"], "--top-p must be above 0"),
     (["--limit", "0"], "--limit must be at least 1, not 0"),
     (["--repeats", "0"], "--repeats must be at least 1, not 0"),
     (["--turns", "0"], "--turns must be at least 1"),
@@ -124,7 +125,7 @@ def test_bad_input_is_one_line_and_changes_nothing(
 
 
 def cut(name: str) -> None:
-    """The second line of a question set is no JSON."""
+    """The second line of a question set is not JSON."""
     harness.ask(Path(name))
     lines = Path(name).read_text().splitlines()
     Path(name).write_text("\n".join([lines[0], lines[1][:-9], *lines[2:]]))
@@ -260,11 +261,11 @@ def below_a_file(folder: Path) -> list[str]:
     [
         (other_settings, "holds a run of other settings .*choose another --out"),
         (other_questions, "holds a run of other settings .*choose another --out"),
-        (fresh, "holds records and --no-resume writes none over; choose another --out"),
+        (fresh, "holds records and --no-resume does not overwrite them; choose another --out"),
         (another_schema, r"line 1: schema 2\.0 is of another major version than 1\."),
         (another_machine, r"recorded with another packages torch \(1\.0, now .*another --out"),
         (damaged_records, r"records\.jsonl line 1: not JSON .*restore the file"),
-        (damaged_history, r"history\.jsonl line 1 is no answer"),
+        (damaged_history, r"history\.jsonl line 1 is not an answer"),
         (a_file, r"cannot write to .*run\.yaml \(File exists\); choose another --out"),
         (below_a_file, r"cannot write to .*run\.yaml/run \(Not a directory\)"),
     ],
@@ -293,8 +294,8 @@ def test_a_folder_in_use_is_left_alone(done: Path, capfd: pytest.CaptureFixture[
     ("text", "complaint"),
     [
         ("", "--history has no answer of synthetic:predictable to asked question 1 turn 1"),
-        ('{"model": "x"}\n', "given.jsonl line 1 is no answer of a run's history"),
-        ("not JSON\n", "given.jsonl line 1 is no answer of a run's history"),
+        ('{"model": "x"}\n', "given.jsonl line 1 is not an answer of a run's history"),
+        ("not JSON\n", "given.jsonl line 1 is not an answer of a run's history"),
     ],
 )
 def test_a_history_that_lacks_an_answer(
@@ -343,11 +344,11 @@ def test_as_a_command() -> None:
     assert ended.stderr == "error: --limit must be at least 1, not 0\n"
 
 
-# What a run leaves and prints
+# A run's files and output
 
 
-def test_a_run_is_whole_and_quiet(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert records.check(whole) == []
+def test_a_run_is_complete_and_quiet(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert validation.check(whole) == []
     names = {path.name for path in whole.iterdir()} - {".lock"}
     files = ("records.jsonl", "history.jsonl", "audit.json", "run.yaml", "environment.json")
     assert names == set(files)
@@ -356,7 +357,7 @@ def test_a_run_is_whole_and_quiet(whole: Path, capfd: pytest.CaptureFixture[str]
     capfd.readouterr()
     assert run("--out", "out") == 0
     shown = capfd.readouterr()
-    assert (shown.out, shown.err) == ("", "records: out\n")  # no bar where nobody watches
+    assert (shown.out, shown.err) == ("", "records: out\n")  # no progress bar off a terminal
 
 
 def test_a_run_builds_the_report(done: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -389,7 +390,7 @@ def test_models_sets_and_temperatures_share_a_run() -> None:
     sets = ("--datasets", harness.QUESTIONS, "more.jsonl", "--limit", "2", "--turns", "1")
     flags = (*models, *sets, "--temperature", "0", "1", "--methods", "prompt_lookup")
     assert run(*flags, "--out", "out") == 0
-    assert records.check("out") == []
+    assert validation.check("out") == []
     table = records.frame(["out"])
     sizes = table.groupby(["model", "dataset", "temperature", "method"]).size()
     assert len(sizes) == 2 * 2 * 2 * 2
@@ -419,7 +420,7 @@ def test_a_torn_last_line_is_written_again(name: str, lost: int, whole: Path, do
     path.write_bytes(data[:-lost])
     assert run("--out", "out") == 0
     assert harness.outputs(done) == harness.outputs(whole)
-    assert records.check(done) == []
+    assert validation.check(done) == []
     if name == "history.jsonl":
         assert path.read_bytes() == data
         assert (done / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
@@ -505,7 +506,7 @@ def test_a_kill_at_any_moment_costs_one_turn_at_most() -> None:
     assert len(expected) == 2 * len(harness.LABELS) * harness.TURNS
     assert harness.outputs("killed") == expected
     assert sorted(record["key"] for record in records.read("killed")) == sorted(expected)
-    assert records.check("killed") == []
+    assert validation.check("killed") == []
     for name in ("run.yaml", "history.jsonl"):
         assert Path("killed", name).read_bytes() == Path("whole", name).read_bytes()
 
@@ -555,12 +556,12 @@ def test_a_failure_is_tried_again_and_counts_until_it_works(
     assert all(record[name] is None for record in failed for name in FIGURES)
     size = len(records.read("out"))
     assert run(*flags) == code
-    assert len(records.read("out")) == size  # it failed again, and has said so
+    assert len(records.read("out")) == size  # the same failure is not recorded twice
     monkeypatch.setattr(Flaky, "fails", "")
     assert run(*flags) == 0
     assert len(records.read("out")) == size + harness.TURNS
     assert [r["status"] for r in harness.of("out", "flaky")] == ["ok"] * harness.TURNS
-    assert records.check("out") == []
+    assert validation.check("out") == []
 
 
 def test_an_interrupted_run_says_how_to_go_on(
@@ -585,7 +586,7 @@ def test_an_engine_that_cannot_run_falls_back_and_says_so(
     reason = "compile cannot run here: CUDA graphs need a GPU, not cpu"
     assert f"{reason}; eager instead" in capsys.readouterr().err
     found = records.read("both")
-    # The same cells as eager's own, so they were not run again.
+    # The same cells as those of eager, so they were not run again.
     assert {r["engine"] for r in found} == {"eager", "stock"}
     assert not any(reason in r["warnings"] for r in found)
     assert run("--engine", "compile", "--limit", "1", "--out", "alone") == 0

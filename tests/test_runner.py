@@ -17,6 +17,7 @@ from bench.decoding.phases import PHASES, Phase, PhaseClock
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.records import runs as records
+from bench.records import validation
 from bench.records.runs import FIGURES, REFERENCE
 from bench.run.runner import StopRule, Turn, run_stock, run_turn
 from bench.targets import synthetic
@@ -24,7 +25,7 @@ from tests import harness
 from tests.harness import install, run
 
 EOS = 9
-NAP = 0.1  # seconds, long beside a scripted decoder's own work on a busy machine
+NAP = 0.1  # seconds, long compared with a scripted decoder's own work on a busy machine
 
 # The stop rule
 
@@ -35,7 +36,7 @@ NAP = 0.1  # seconds, long beside a scripted decoder's own work on a busy machin
         ([[1], [2, 3], [4, 5]], [1, 2, 3, 4], [1, 2, 1], "length"),
         ([[1], [2, EOS]], [1, 2, EOS], [1, 2], "eos"),
         ([[1], [2, EOS, 3, EOS]], [1, 2, EOS], [1, 2], "eos"),
-        ([[1], [2, 3, EOS]], [1, 2, 3, EOS], [1, 3], "eos"),  # at the budget, and yet EOS
+        ([[1], [2, 3, EOS]], [1, 2, 3, EOS], [1, 3], "eos"),  # EOS wins at the budget
         ([[1], [2, 3, 4, EOS]], [1, 2, 3, 4], [1, 3], "length"),
         ([[EOS]], [EOS], [1], "eos"),
         ([[8, 8]], [8, 8], [2], None),
@@ -203,7 +204,7 @@ def test_a_steps_time_is_its_own_and_steps_add_up() -> None:
 
 
 class Slow(PhaseClock):
-    """Says two per cent too much."""
+    """Reports two per cent too much."""
 
     def stop(self) -> dict[Phase, float]:
         return {phase: 1.02 * seconds for phase, seconds in super().stop().items()}
@@ -260,7 +261,7 @@ def test_stock_generate_takes_nothing_of_the_checkpoints_own_defaults(
 
     with harness.one_thread():
         expected = ids([63])
-        assert expected[0] == 12 or temperature  # or some of these test nothing
+        assert expected[0] == 12 or temperature  # otherwise some of these cases test nothing
         model.generation_config.update(**own)
         assert ids([63]) == expected
         assert len(ids([])) == 16
@@ -270,7 +271,7 @@ def test_stock_generate_takes_nothing_of_the_checkpoints_own_defaults(
 
 
 class Careless(Autoregressive):
-    """Fails in the middle of every second question; `works` mends it."""
+    """Fails in the middle of every second question; `works` stops that."""
 
     name: ClassVar[str] = "careless"
     works: ClassVar[bool] = False
@@ -295,7 +296,7 @@ class Miscounting(Autoregressive):
 
 
 class Short(Autoregressive):
-    """Ends before the answer does."""
+    """Stops yielding before the answer ends."""
 
     name: ClassVar[str] = "short"
 
@@ -316,7 +317,7 @@ class Wordy(Autoregressive):
 def test_failures_are_records_without_figures_and_stop_no_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
     broken = {
         "careless": "RuntimeError: lost the thread",
         "miscounting": "RuntimeError: accept_lengths sums to 10, not new_tokens - 1 = 11",
@@ -340,13 +341,13 @@ def test_failures_are_records_without_figures_and_stop_no_one(
     assert {"ok", "error"} == set(careless)
     for method in (REFERENCE, "prompt_lookup"):
         assert [r["status"] for r in harness.of("run", method)] == ["ok"] * harness.TURNS
-    assert records.check("run") == []
+    assert validation.check("run") == []
 
 
 def test_accept_lengths_sum_and_every_lossless_row_equals_the_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
     assert run("--out", "run", "--max-new-tokens", "24") == 0
     expected = {r["prompt_sha256"]: r["output_ids"] for r in harness.of("run", REFERENCE)}
     found = harness.kept("run")
@@ -360,16 +361,16 @@ def test_accept_lengths_sum_and_every_lossless_row_equals_the_reference(
             assert sum(lengths) == record["new_tokens"] - 1
             assert (max(lengths) == 1) or record["method"] != REFERENCE
     longest = max(max(r["accept_lengths"]) for r in harness.of("run", "prompt_lookup"))
-    assert longest > 1  # or the comparison tests nothing
+    assert longest > 1  # otherwise the comparison tests nothing
 
 
 def test_steps_are_kept_of_the_first_repeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
     assert run("--out", "run", "--repeats", "2", "--max-new-tokens", "24") == 0
     found = harness.kept("run")
-    assert records.check("run") == []
+    assert validation.check("run") == []
     for record in found:
         steps = record["steps"]
         if record["repeat"] or record["method"] == "transformers_generate":
@@ -392,7 +393,7 @@ def test_steps_are_kept_of_the_first_repeat(
 def test_sampling_is_seeded_by_repeat_and_shared_by_methods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
     flags = ["--temperature", "1", "--top-k", "20", "--top-p", "0.9", "--repeats", "2"]
     flags += ["--turns", "1", "--methods", "transformers_generate", "prompt_lookup"]
     assert run(*flags, "--out", "one") == 0
@@ -412,11 +413,11 @@ def test_sampling_is_seeded_by_repeat_and_shared_by_methods(
     for repeat in (0, 1):
         stock = answers("one", "transformers_generate", repeat)
         assert stock == answers("one", REFERENCE, repeat)
-    assert records.check("one") == []
+    assert validation.check("one") == []
 
 
 class Watched(PromptLookup):
-    """Remembers the prompts and settings it was asked for, warm-up too."""
+    """Keeps the prompts and settings of its calls, warm-up included."""
 
     name: ClassVar[str] = "watched"
     asked: ClassVar[list[tuple[int, Sampling]]] = []
@@ -429,7 +430,7 @@ class Watched(PromptLookup):
 def test_a_method_is_warmed_up_and_then_asked_once_a_turn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
     install(monkeypatch, Watched)
     monkeypatch.setattr(Watched, "asked", [])
     flags = ("--methods", "watched", "--temperature", "0.5", "--top-p", "0.9", "--turns", "1")
@@ -448,7 +449,7 @@ def test_a_method_is_warmed_up_and_then_asked_once_a_turn(
 def test_methods_take_turns_in_a_shuffled_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    harness.settle(tmp_path, monkeypatch)
+    harness.work_in(tmp_path, monkeypatch)
     assert run("--out", "one", "--repeats", "2") == 0
     assert run("--out", "two", "--repeats", "2") == 0
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -163,6 +164,23 @@ def test_a_folder_loads_with_the_sum_of_its_weights_and_every_eos_id(
     assert "model.safetensors" in str(targets.status(target))
     with pytest.raises(UsageError, match="mine cannot be loaded"):
         targets.load(target, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("package", "module"), [("sentencepiece", "sentencepiece"), ("protobuf", "google.protobuf")]
+)
+def test_a_sentencepiece_tokenizer_names_the_extra_that_it_needs(
+    tiny: targets.Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, module: str
+) -> None:
+    folder = tmp_path / "mine"
+    tiny.model.save_pretrained(folder)
+    (folder / "tokenizer.model").write_bytes(b"not read")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer"}')
+    monkeypatch.setattr(f"transformers.utils.is_{package}_available", lambda: False)
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=r"'chimera-bench\[sentencepiece\]'") as caught:
+        targets.load(targets.resolve(str(folder)), "cpu", torch.float32)
+    assert "\n" not in str(caught.value)
 
 
 def _failing(error: type[Exception]) -> Callable[..., str]:

@@ -1,8 +1,9 @@
-"""Greedy outputs beside the reference's: what differs is a tie that rounding decided, or a defect.
+"""Greedy outputs compared with the reference's: a difference is a tie that rounding decided, or a
+defect.
 
-float32: a difference where the two tokens' logits are less than 1e-3 apart is decoded again in
-float64, where both must agree. Half precision: the gap is held against the noise of that very
-position, the largest change of a logit between forwards of different widths.
+float32: where the two tokens' logits are less than 1e-3 apart, both are decoded again in float64
+and must agree there. Half precision: the gap is compared with the noise at that position, the
+largest change of a logit between forwards of different widths.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from bench.decoding.tree import TokenTree, Topology
 from bench.records.runs import PAIRED, REFERENCE, STOCK_ENGINE, Record, label
 
 FLOAT32_GAP = 1e-3
-WIDTHS = (1, 2, 16, 64)  # forwards whose logits are compared for a half-precision noise
+WIDTHS = (1, 2, 16, 64)  # of the forwards whose logits give the half-precision noise
 TIE, DEFECT = "tie", "defect"
 
-Row = tuple[str, str, str, str, str, float]
-ROW = ("model", "engine", "dtype", "dataset", "label", "temperature")
+RowKey = tuple[str, str, str, str, str, float]
+ROW_FIELDS = ("model", "engine", "dtype", "dataset", "label", "temperature")
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ class Divergence:
     """A difference explained; names are those of `audit.json`.
 
     Attributes:
-        position: index in the answer; None, as all that follows, where one is the other's start.
+        position: index in the answer; this and the next five are None where one answer is the start
+            of the other.
         token, reference_token: what the method and the reference emitted there.
-        gap: between the two tokens' logits, the least of several forwards.
+        gap: between the two tokens' logits, the smallest of several forwards.
         top2_gap: between the reference's two best logits.
-        noise: what the gap is held against.
+        noise: what the gap is compared with.
         verdict: TIE or DEFECT.
     """
 
@@ -58,8 +60,8 @@ class Divergence:
     verdict: str
 
 
-def row_of(record: Record) -> Row:
-    """The audit's row that a record belongs to."""
+def row_key(record: Record) -> RowKey:
+    """The row of the audit that a record belongs to."""
     return (
         record["model"],
         record["engine"],
@@ -70,32 +72,32 @@ def row_of(record: Record) -> Row:
     )
 
 
-def beside_reference(records: Sequence[Record]) -> Iterator[tuple[Record, list[Record]]]:
-    """Every ok record of a method with the reference's of the same turn, repeat, temperature and
-    engine (any engine for the stock row), where there are any."""
+def with_references(records: Sequence[Record]) -> Iterator[tuple[Record, list[Record]]]:
+    """Every ok record of a method with the reference's records of the same turn, repeat,
+    temperature and engine (any engine for the stock row); records without any are left out."""
     references: dict[tuple[Any, ...], list[Record]] = defaultdict(list)
     good = [record for record in records if record["status"] == "ok"]
     for record in good:
         if record["method"] == REFERENCE:
             references[_turn(record)].append(record)
     for record in good:
-        rivals = [
+        paired = [
             reference
             for reference in references.get(_turn(record), ())
             if record["engine"] in (STOCK_ENGINE, reference["engine"])
         ]
-        if rivals and record["method"] != REFERENCE:
-            yield record, rivals
+        if paired and record["method"] != REFERENCE:
+            yield record, paired
 
 
 def differences(records: Sequence[Record]) -> Iterator[tuple[Record, Difference | None]]:
     """Every greedy record of a lossless method; None where it equals the reference's."""
-    for record, rivals in beside_reference(records):
+    for record, references in with_references(records):
         if not record["lossless"] or record["temperature"] != 0:
             continue
-        ids, expected = record["output_ids"], rivals[0]["output_ids"]
-        equal = any(ids == rival["output_ids"] for rival in rivals)
-        found = None if equal else Difference(record, rivals[0], first(ids, expected))
+        ids, expected = record["output_ids"], references[0]["output_ids"]
+        equal = any(ids == reference["output_ids"] for reference in references)
+        found = None if equal else Difference(record, references[0], first(ids, expected))
         yield record, found
 
 
@@ -112,14 +114,14 @@ def classify(
     expected: Sequence[int],
     agree: Callable[[], bool],
 ) -> Divergence:
-    """Explains a method's `ids` that are not the reference's `expected`.
+    """Explains why a method's `ids` differ from the reference's `expected`.
 
     Args:
         target: on the row's engine and in its precision.
         prompt: the prompt's ids.
         ids: the method's answer.
         expected: the reference's.
-        agree: whether both give the same ids in float64; asked for a near float32 difference.
+        agree: whether both give the same ids in float64; called for a small float32 gap.
     """
     position = first(ids, expected)
     if position is None:
@@ -142,7 +144,7 @@ def classify(
 
 
 def logits_by_width(target: TargetModel, ids: Sequence[int]) -> Tensor:
-    """float32 [m, V]: the logits behind `ids`, from forwards of different widths, 1 first."""
+    """float32 [m, V]: the logits after `ids`, from forwards of different widths, 1 first."""
     rows = []
     target.reserve(len(ids) + max(WIDTHS))
     with torch.inference_mode():
@@ -150,7 +152,7 @@ def logits_by_width(target: TargetModel, ids: Sequence[int]) -> Tensor:
             if width < len(ids):
                 target.prefill(ids[:-width])
                 chain = Topology.of(range(-1, width - 1), target.device, lasting=False)
-                tree = target.place(TokenTree(target.tensor(ids[-width:]), chain))
+                tree = target.pad(TokenTree(target.tensor(ids[-width:]), chain))
                 logits = target.forward(tree).logits[width - 1]
                 rows.append(logits.to(torch.float32, copy=True))
         rows.append(target.prefill(ids).logits[-1].float())

@@ -1,5 +1,5 @@
-"""What a lossy method's answers are worth: agreement with the reference, and perplexity under the
-target, beside the reference's own."""
+"""Quality of a lossy method's answers: agreement with the reference, and perplexity under the
+target, for the method and for the reference."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Surprise = Callable[[Record], float]
 
 
 def quality(pairs: Sequence[tuple[Record, Record]], surprise: Surprise) -> dict[str, Any]:
-    """A row's figures, from its records beside the reference's of the same turn and repeat.
+    """A row's figures, from pairs of its record and the reference's of the same turn and repeat.
 
     agreement: mean share of an answer up to the first id that differs, of the longer answer.
     equal_answers: share of answers with all ids equal.
-    reference_agreement: the agreement of two of the reference's own repeats of one turn, which is
-        what chance leaves when sampling; None without a second repeat.
+    reference_agreement: the agreement between the reference's own repeats of one turn, the most
+        that sampling allows by chance; None without a second repeat.
     perplexity, reference_perplexity: exp of the mean negative log-probability of an answer's
         tokens under the target at temperature 1, over all tokens.
     answers: how many were compared.
@@ -43,7 +43,7 @@ def quality(pairs: Sequence[tuple[Record, Record]], surprise: Surprise) -> dict[
 
 
 def share(ids: Sequence[int], expected: Sequence[int]) -> float:
-    """Length of the common start of two answers, as a share of the longer one."""
+    """Length of the common prefix of two answers, as a share of the longer one."""
     position = first(ids, expected)
     common = min(len(ids), len(expected)) if position is None else position
     return common / max(len(ids), len(expected))
@@ -60,9 +60,9 @@ def forced_logits(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> T
 
 def surprise(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> float:
     """The answer's negative log-probability, in nats."""
-    laws = forced_logits(model, prompt, answer).float().log_softmax(dim=-1)
-    tokens = torch.tensor(answer, device=laws.device)
-    return -float(laws.gather(-1, tokens[:, None]).double().sum())
+    logprobs = forced_logits(model, prompt, answer).float().log_softmax(dim=-1)
+    tokens = torch.tensor(answer, device=logprobs.device)
+    return -float(logprobs.gather(-1, tokens[:, None]).double().sum())
 
 
 def _repeats(references: Sequence[Record]) -> Iterator[tuple[list[int], list[int]]]:

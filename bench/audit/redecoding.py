@@ -1,4 +1,4 @@
-"""Decoding again what a run recorded: its methods on its target, in its precision or another."""
+"""Decodes recorded prompts again: the run's methods on its target, in its precision or another."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ SHA256 = ("checkpoint_sha256", "tree_sha256")
 
 
 class Redecoder:
-    """Builds targets and decoders when they are first asked for, and keeps greedy answers.
+    """Builds targets and decoders when they are first needed, and caches greedy answers.
 
     Args:
         loaded: the target in the run's precision.
         methods: of the run.
-        on: the target on an engine, or on eager where that cannot run here.
+        on_engine: the target on an engine, or on eager where that cannot run here.
     """
 
     def __init__(
-        self, loaded: Loaded, methods: Sequence[Method], on: Callable[[str], TargetModel]
+        self, loaded: Loaded, methods: Sequence[Method], on_engine: Callable[[str], TargetModel]
     ) -> None:
         self.loaded = loaded
         self._methods = {method.label: method for method in methods}
-        self._on = on
+        self._on_engine = on_engine
         self._weights: dict[str, set[tuple[str | None, ...]]] = {}  # SHA256 of each row's records
         self._models: dict[torch.dtype, Any] = {}
         self._targets: dict[tuple[str, torch.dtype], TargetModel] = {}
@@ -51,7 +51,7 @@ class Redecoder:
             self._weights.setdefault(_name(record), set()).add(found)
 
     def check(self) -> None:
-        """UsageError for weights that are not to be had here: before an hour of decoding."""
+        """UsageError for weights that are missing here, before an hour of decoding."""
         info = TargetInfo(self.loaded.target.name)
         for name, known in self._weights.items():
             method = self._method(name)
@@ -67,7 +67,7 @@ class Redecoder:
     def target(self, engine: str, dtype: torch.dtype) -> TargetModel:
         """The run's own target, or one of a copy of its weights in `dtype`."""
         if dtype == self.loaded.model.dtype:
-            return self._on(engine)
+            return self._on_engine(engine)
         if dtype not in self._models:
             self._models[dtype] = in_precision(self.loaded.model, dtype)
         if (engine, dtype) not in self._targets:
@@ -97,25 +97,25 @@ class Redecoder:
         self, name: str, engine: str, dtype: torch.dtype, prompt: Sequence[int], budget: int
     ) -> list[int]:
         """The ids of the row's greedy answer, decoded once."""
-        place = (name, engine, dtype, tuple(prompt), budget)
-        if place not in self._answers:
+        key = (name, engine, dtype, tuple(prompt), budget)
+        if key not in self._answers:
             target = self.target(engine, dtype)
             turn = self.turn(name, target, prompt, budget, eos_ids=self.loaded.eos_ids)
-            self._answers[place] = turn.output_ids
-        return self._answers[place]
+            self._answers[key] = turn.output_ids
+        return self._answers[key]
 
     def _decoder(self, name: str, target: TargetModel) -> Decoder:
-        place = (name, target.engine, target.dtype)
-        if place not in self._decoders:
+        key = (name, target.engine, target.dtype)
+        if key not in self._decoders:
             method = self._method(name)
             if method.decoder is None:
-                raise ValueError(f"{name} is no decoder")
+                raise ValueError(f"{name} is not a decoder")
             decoder = method.decoder(target, method.settings)
             found = tuple(getattr(decoder, kind) for kind in SHA256)
             if found not in self._weights.get(name, {found}):
                 raise _other_weights(name)
-            self._decoders[place] = decoder
-        return self._decoders[place]
+            self._decoders[key] = decoder
+        return self._decoders[key]
 
     def _method(self, name: str) -> Method:
         if name not in self._methods:
@@ -124,9 +124,9 @@ class Redecoder:
 
 
 def in_precision(model: Any, dtype: torch.dtype) -> Any:
-    """A model of its own with `model`'s weights in `dtype`."""
+    """A separate model with `model`'s weights in `dtype`."""
     made = type(model)(copy.deepcopy(model.config)).to(model.device, dtype)
-    made.load_state_dict(model.state_dict())  # a copy of `model` would take its hooks along
+    made.load_state_dict(model.state_dict())  # a copy of `model` would copy its hooks too
     return made.requires_grad_(False).eval()
 
 
@@ -137,5 +137,5 @@ def _name(record: Record) -> str:
 def _other_weights(name: str) -> UsageError:
     return UsageError(
         f"{name} has other weights or another tree here than in the records; give the run's by "
-        "--checkpoint and --tree, or decode nothing again with --reruns 0 --draws 0"
+        "--checkpoint and --tree, or skip decoding with --reruns 0 --draws 0"
     )

@@ -1,10 +1,10 @@
-"""python -m bench.cost: what forwards and steps cost, beside the least that bandwidth allows."""
+"""python -m bench.cost: times forwards and decoding steps, with the memory bandwidth they need."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,60 +12,10 @@ from typing import Any
 from tqdm import tqdm
 
 from bench import cli as settings
-from bench.cli import device_option, dtype_option, flag, option
-from bench.decoding.engines.registry import ENGINES
+from bench.cost.config import CostConfig
 from bench.errors import UsageError
 from bench.records.costs import SETTINGS, CostFolder, latest, read
-from bench.run.__main__ import REPORT, RESULTS, folder_name
-
-
-@dataclass(frozen=True)
-class CostConfig:
-    """What `python -m bench.cost` is asked to measure; every field is a flag."""
-
-    models: list[str] = option(
-        ["smollm2-135m"], "target models: registered names, hub ids or paths", metavar="MODEL"
-    )
-    methods: list[str] = option(
-        ["medusa", "chimera", "chimera_plus", "lookahead", "prompt_lookup"],
-        "decoding methods whose steps are measured, beside the reference's; drafts that have no "
-        "weights for a model get random ones of the published shape",
-        metavar="METHOD",
-    )
-    engine: list[str] = option(["eager"], "engines; several may be given", choices=ENGINES)
-    widths: list[int] = option([1, 16, 64], "tokens of a forward", metavar="W")
-    contexts: list[int] = option([512, 4096], "cached tokens before it", metavar="C")
-    repeats: int = option(20, "timed forwards at each width and context, interleaved by width")
-    turns: int = option(3, "timed turns of each method at each context, interleaved by method")
-    max_new_tokens: int = option(32, "tokens of a turn, the first of them prefill's")
-    seed: int = option(0, "seed of prompts, trees and orders")
-    device: str = device_option()
-    dtype: str = dtype_option()
-    checkpoint: list[str] = option(
-        [], "draft weights for a method: a path, a hub id or random", metavar="METHOD=WEIGHTS"
-    )
-    tree: str | None = option(None, "token tree: paper or a file; the one with the weights if not")
-    out: str | None = option(
-        None, "folder; results/cost-<model>-<hash of settings> if not", metavar="DIR", local=True
-    )
-    report: bool = option(True, "build reports/index.html when done", local=True)
-
-    def __post_init__(self) -> None:
-        """UsageError for a value that no study can have."""
-        least = {"repeats": 1, "turns": 1, "max_new_tokens": 2, "seed": 0}
-        values = {name: [getattr(self, name)] for name in least}
-        values |= {"widths": self.widths, "contexts": self.contexts}
-        for name, given in values.items():
-            bound = least.get(name, 1)
-            if min(given, default=bound) < bound:
-                raise UsageError(f"{flag(name)} must be at least {bound}, not {min(given)}")
-        for name in ("models", "methods", "engine", "widths", "contexts"):
-            given = getattr(self, name)
-            if not given and name != "methods":
-                raise UsageError(f"{flag(name)} needs at least one value")
-            if len(set(given)) != len(given):
-                raise UsageError(f"{flag(name)} names something twice")
-        settings.check_choices(self)
+from bench.run.paths import REPORT, RESULTS, folder_name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -97,7 +47,7 @@ class Study:
         from bench.targets import registry as targets
 
         device, dtype = environment.settled(config.device, config.dtype)
-        self.device_name = environment.device_name(device)  # refuses what is not there
+        self.device_name = environment.device_name(device)  # raises where there is none
         self.config = replace(config, device=device, dtype=dtype)
         self.targets = [targets.resolve(name) for name in config.models]
         self.methods = methods.resolve(config.methods, config.checkpoint, config.tree)
@@ -113,21 +63,21 @@ class Study:
 
     @property
     def folder(self) -> Path:
-        """`--out`, or a name from the settings, so that the same command continues the study."""
+        """`--out`, or a name from the settings: the same command continues the same study."""
         if self.config.out:
             return Path(self.config.out)
         facts = [settings.portable(self.config), self.provenance]
         return RESULTS / f"cost-{folder_name([t.name for t in self.targets], facts)}"
 
     def run(self) -> int:
-        """Measure what is not measured yet, report. 1 where a measurement failed, else 0."""
+        """Make the missing measurements and the report. 1 where a measurement failed, else 0."""
         from bench import environment
         from reports import build
 
         with CostFolder(self.folder) as folder:
             text = settings.dump(self.config, self.provenance)
             now = environment.collect(self.config.device, {"dtype": self.config.dtype})
-            environment.stamp(folder, SETTINGS, text, now)
+            folder.stamp(SETTINGS, text, now)
             self._measure(folder)
             failed = [record for record in latest(read(folder.path)) if record["error"]]
         print(f"costs: {folder.path}", file=sys.stderr)

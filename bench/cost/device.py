@@ -1,4 +1,4 @@
-"""What costs are held against: seconds of a call, the memory's bandwidth, bytes to be read."""
+"""What costs are compared with: seconds of a call, memory bandwidth and the bytes to read."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def bandwidth(device: torch.device) -> Bandwidth:
 
 
 def timed(device: torch.device, work: Callable[[], object]) -> float:
-    """Seconds of one call on an idle device, as a step of a decode loop finds it after its host
-    read: between two CUDA events on a GPU, by the host's clock elsewhere."""
+    """Seconds of one call on an idle device, its state after the host read of a decoding step:
+    between two CUDA events on a GPU, by the host's clock elsewhere."""
     if device.type != "cuda":
         started = time.perf_counter()
         work()
@@ -55,8 +55,8 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def facts(model: Any) -> dict[str, int]:
-    """parameters; weight_bytes, what one forward reads of them: an embedding table that is no LM
-    head too gives a row for each token only; row_bytes, keys and values of one position."""
+    """parameters; weight_bytes, what one forward reads of them: an embedding table that is not also
+    the LM head gives one row for each token; row_bytes, keys and values of one position."""
     config = model.config.get_text_config()
     weights = list(model.parameters())  # a tied table counts once
     embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
@@ -72,8 +72,8 @@ def facts(model: Any) -> dict[str, int]:
 
 
 def shortage(target: Target, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the weights do not fit into the device's free memory; None where they do or where the
-    model's shape is not known before it is fetched."""
+    """Why the weights do not fit into the device's free memory; None where they fit, or where the
+    model's shape is unknown until it is fetched."""
     from transformers import AutoModelForCausalLM
 
     config = targets.config(target)
@@ -91,7 +91,7 @@ def shortage(target: Target, device: torch.device, dtype: torch.dtype) -> str | 
 
 
 def free(device: str) -> None:
-    """Give back what the last session's model held."""
+    """Release the memory of the last session's model."""
     gc.collect()
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()

@@ -8,11 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from bench.cli import without_paths
+from bench.cost.config import CostConfig
 from bench.cost.device import Bandwidth, facts, shortage, timed
 from bench.decoding.decoder import Decoder, TargetInfo
 from bench.decoding.drafts.checkpoint import RANDOM
@@ -20,7 +21,8 @@ from bench.decoding.engines import trial as engines
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
-from bench.errors import UsageError
+from bench.errors import UsageError, one_line
+from bench.files import canonical_sha256
 from bench.records.costs import (
     ENGINE,
     FORWARD,
@@ -33,22 +35,19 @@ from bench.records.costs import (
     key,
     ok,
 )
-from bench.records.runs import Record, digest
+from bench.records.runs import Record
 from bench.run.grid import PACKAGE
 from bench.run.methods import Method
 from bench.run.runner import Turn, run_turn
 from bench.targets import registry as targets
 from bench.targets.registry import Target
 
-if TYPE_CHECKING:
-    from bench.cost.__main__ import CostConfig
-
 WARM_UP = 3  # forwards at each width before any is timed
 
 
 def with_weights(method: Method, target: Target) -> Method:
-    """`method` with the weights that were given or that ship, and with random ones where a draft
-    has neither."""
+    """`method` with the weights that were given or that ship; random weights where a draft has
+    neither."""
     decoder, settings = method.decoder, method.settings
     if decoder is None or not decoder.takes_checkpoint or settings.checkpoint is not None:
         return method
@@ -58,7 +57,7 @@ def with_weights(method: Method, target: Target) -> Method:
 
 
 class Job(NamedTuple):
-    """One measurement to be made; `method` is None where it is of no method."""
+    """One measurement to make; `method` is None for an engine or a forward."""
 
     identity: Record
     method: Method | None = None
@@ -76,7 +75,7 @@ class CostSession:
         device_name: str,
         folder: CostFolder,
     ) -> None:
-        """`config` with device and dtype settled, and `methods` as it names them."""
+        """`config` has device and dtype resolved; `methods` are those that it names."""
         self.config = config
         self.target = target
         self.methods = [with_weights(method, target) for method in methods]
@@ -101,7 +100,7 @@ class CostSession:
         return f"{self.target.name} {self.engine}"
 
     def todo(self) -> list[Job]:
-        """What is not measured yet."""
+        """The measurements that the folder does not have."""
         config = self.config
         jobs = [Job(self._identity(ENGINE))]
         for context in config.contexts:
@@ -132,7 +131,7 @@ class CostSession:
         )
 
     def run(self, jobs: Sequence[Job], speed: Bandwidth, advance: Callable[[], object]) -> None:
-        """Make the measurements, those of `todo`; `advance` is called after each."""
+        """Make the measurements, as `todo` returned them; `advance` is called after each."""
         self._facts = {"copy_bytes_per_s": speed.copy, "read_bytes_per_s": speed.read}
         self._advance = advance
         self._left = list(jobs)
@@ -143,7 +142,7 @@ class CostSession:
             raise
         except Exception as error:
             why = _failed(error)
-        if why is not None:  # one record where it is of the whole engine
+        if why is not None:  # one record where the whole engine failed
             whole = [job for job in self._left if job.identity["kind"] == ENGINE]
             for job in whole or list(self._left):
                 self._fail(job, *why)
@@ -187,7 +186,7 @@ class CostSession:
     # Forwards
 
     def _start(self, target: TargetModel) -> None:
-        """Whatever the engine does once: room for the longest context, a prefill of the shortest
+        """What the engine does once: allocation for the longest context, a prefill of the shortest
         and forwards at every width."""
         config, limit = self.config, target.max_positions
         target.reserve(min(max(config.contexts) + max(config.widths), limit))
@@ -224,9 +223,9 @@ class CostSession:
     def _time(
         self, target: TargetModel, context: int, widths: Sequence[int]
     ) -> dict[int, list[float]]:
-        """Seconds of each forward by width, behind `context` committed rows: nothing is committed.
+        """Seconds of each forward by width, after `context` committed rows; commits nothing.
 
-        Widths take turns within a repeat, in an order of its own, so that drift hits them alike.
+        Widths are interleaved within a repeat, in a new order for each, so that drift affects all.
         """
         seconds: dict[int, list[float]] = {width: [] for width in widths}
         if not widths:
@@ -238,13 +237,13 @@ class CostSession:
                 self._warm_up(target, tree)
             for repeat in range(self.config.repeats):
                 for width in self._shuffled(widths, context, repeat):
-                    placed = target.place(trees[width])
+                    placed = target.pad(trees[width])
                     seconds[width].append(timed(self.device, partial(target.forward, placed)))
         return seconds
 
     def _warm_up(self, target: TargetModel, tree: TokenTree) -> None:
         for _ in range(WARM_UP):
-            target.forward(target.place(tree))
+            target.forward(target.pad(tree))
 
     def _tree(self, target: TargetModel, width: int) -> TokenTree:
         """A random tree of random tokens."""
@@ -263,54 +262,56 @@ class CostSession:
         return order
 
     def _random(self, *place: object) -> random.Random:
-        return random.Random(digest([self.config.seed, *place]))
+        return random.Random(canonical_sha256([self.config.seed, *place]))
 
     # Steps
 
     def _steps(self, target: TargetModel, jobs: Sequence[Job]) -> None:
         methods = {job.method.label: job.method for job in jobs if job.method is not None}
-        rows = {name: _Row.build(method, target) for name, method in methods.items()}
+        prepared = {name: _PreparedMethod.build(method, target) for name, method in methods.items()}
         contexts = list(dict.fromkeys(job.identity["context"] for job in jobs))
-        widths = [row.decoder.width for row in rows.values() if row.decoder is not None]
-        if widths:  # all of it now: an engine that has to grow starts anew
+        widths = [p.decoder.width for p in prepared.values() if p.decoder is not None]
+        if widths:  # all of it now: an engine that has to grow captures its graphs again
             longest = min(max(contexts) + self.config.max_new_tokens, target.max_positions)
             target.reserve(longest + max(widths))
         for context in contexts:
-            running: list[tuple[Job, _Row]] = []
+            running: list[tuple[Job, _PreparedMethod]] = []
             for job in (job for job in jobs if job.identity["context"] == context):
                 assert job.method is not None
-                row = rows[job.method.label]
-                why = row.failure
-                if row.decoder is not None:  # what failed at another context may run here
+                method = prepared[job.method.label]
+                why = method.failure
+                if method.decoder is not None:  # what failed at another context may run here
                     why = _no_room(target, context + self.config.max_new_tokens)
                 if why is not None:
                     self._fail(job, *why)
                 else:
-                    running.append((job, row))
-            self._turns(target, context, [row for _, row in running])
-            for job, row in running:
-                if row.failure:
-                    self._fail(job, *row.failure)
+                    running.append((job, method))
+            self._turns(target, context, [method for _, method in running])
+            for job, method in running:
+                if method.failure:
+                    self._fail(job, *method.failure)
                 else:
-                    self._keep(job, row.figures())
+                    self._keep(job, method.figures())
 
-    def _turns(self, target: TargetModel, context: int, rows: Sequence[_Row]) -> None:
-        """Timed turns of every method on the same random prompts, after one that is not timed, each
-        with the phase clock and without, in turn first; methods take turns within a repeat, in an
-        order of its own."""
-        for row in rows:
-            row.turns, row.quiet, row.failure = [], [], None
+    def _turns(self, target: TargetModel, context: int, methods: Sequence[_PreparedMethod]) -> None:
+        """Timed turns of every method on the same random prompts, after an untimed one.
+
+        Each turn runs with the phase clock and without, alternating which is first. Methods are
+        interleaved within a repeat, in a new order for each.
+        """
+        for method in methods:
+            method.turns, method.quiet, method.failure = [], [], None
         for repeat in range(-1, self.config.turns):
             prompt = self._ids(target, context, repeat)
-            for row in self._shuffled(rows, context, repeat):
+            for method in self._shuffled(methods, context, repeat):
                 for quiet in (False, True) if repeat % 2 else (True, False):
-                    if row.failure is None:
-                        row.run(prompt, self.config.max_new_tokens, repeat < 0, quiet)
+                    if method.failure is None:
+                        method.run(prompt, self.config.max_new_tokens, repeat < 0, quiet)
 
 
 @dataclass
-class _Row:
-    """A method at work.
+class _PreparedMethod:
+    """A method with its decoder and its turns.
 
     Attributes:
         failure: (status, reason) where it cannot be built, or where its last turn failed.
@@ -328,20 +329,20 @@ class _Row:
     quiet: list[Turn] = field(default_factory=list)
 
     @classmethod
-    def build(cls, method: Method, target: TargetModel) -> _Row:
+    def build(cls, method: Method, target: TargetModel) -> _PreparedMethod:
         """With the decoder loaded, or with the reason why not."""
         assert method.decoder is not None
-        row = cls()
+        prepared = cls()
         started = time.perf_counter()
         try:
-            row.decoder = method.decoder(target, method.settings)
+            prepared.decoder = method.decoder(target, method.settings)
         except Exception as error:
-            row.failure = _failed(error)
-        row.startup_s = time.perf_counter() - started
-        return row
+            prepared.failure = _failed(error)
+        prepared.startup_s = time.perf_counter() - started
+        return prepared
 
     def run(self, prompt: Sequence[int], max_new_tokens: int, warm_up: bool, quiet: bool) -> None:
-        """One turn of full length: random text has no end."""
+        """One turn of full length: EOS does not end it."""
         assert self.decoder is not None
         clock = self.decoder.target.clock
         started = time.perf_counter()
@@ -385,7 +386,6 @@ def _no_room(target: TargetModel, rows: int) -> tuple[str, str] | None:
 
 
 def _failed(error: Exception) -> tuple[str, str]:
-    """(status, reason): what does not fit is left out, all else is an error."""
-    text = " ".join(str(error).split())
+    """(status, reason): out of memory is skipped, everything else is an error."""
     status = "skipped" if isinstance(error, torch.OutOfMemoryError) else "error"
-    return status, f"{type(error).__name__}: {text}"[:500]
+    return status, one_line(error)

@@ -7,6 +7,7 @@ path in one copy over all layers.
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -19,6 +20,12 @@ BLOCK = 64  # live rows are rounded up to this many: aligned masks, few distinct
 def round_up(rows: int) -> int:
     """`rows` rounded up to a whole number of blocks."""
     return -(-rows // BLOCK) * BLOCK
+
+
+def cache_argument(model: Any) -> str:
+    """What the model's `forward` calls its cache: `cache` in newer versions of transformers,
+    `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 class TreeCache(Cache):

@@ -220,7 +220,7 @@ class TreeDecoder(Decoder):
     def _draft_and_place(self) -> tuple[TokenTree, TokenTree]:
         """(the next tree as drafted, as placed)."""
         drafted = self.draft()
-        return drafted, self.target.place(drafted)
+        return drafted, self.target.pad(drafted)
 
     def _settle(
         self, drafted: TokenTree, tree: TokenTree, step: Step, sampling: Sampling
@@ -228,11 +228,11 @@ class TreeDecoder(Decoder):
         if sampling.greedy:
             return self._settle_greedy(tree, step)
         decided = self.accept(drafted, step.first(drafted.width), sampling)
-        return self.target.settle(tree, self.target.record(tree, decided))
+        return self.target.move_accepted(tree, self.target.store_verdict(tree, decided))
 
     def _settle_matched(self, tree: TokenTree, step: Step) -> Verdict:
-        return self.target.settle(tree, self._match(tree, self.target.argmax(step.logits)))
+        return self.target.move_accepted(tree, self._match(tree, self.target.argmax(step.logits)))
 
     def _matched(self, tree: TokenTree, best: Tensor) -> Verdict:
         """The greedy rule's verdict, recorded; best: int64 [w], the argmax at every node."""
-        return self.target.record(tree, exact_match(tree, best))
+        return self.target.store_verdict(tree, exact_match(tree, best))

@@ -53,6 +53,7 @@ class PhaseClock:
         self._times: list[float] = []
         self._events: list[torch.cuda.Event] = []  # kept from run to run
         self._ahead: int | None = None  # the first mark of work that may never be used
+        self._between = False  # after `step`, before the next mark
         self._ends: list[tuple[int, int | None]] = []  # of each step: its last mark, `_ahead`
         self._seconds: list[float] = []  # between marks, once stopped
 
@@ -61,17 +62,20 @@ class PhaseClock:
         return self._spans[phase]
 
     def ahead(self) -> None:
-        """What follows is for a step that may never come: it counts once `verify` is entered."""
+        """What follows, up to the host's read, is for a step that may never come: it counts once
+        something is marked after `step`."""
+        self._resume()
         self._ahead = len(self._phases)
         self._mark("other")
 
     def step(self) -> None:
         """A step has been taken: it ended with the phase that ended last. Marks nothing."""
         self._ends.append((len(self._phases) - 1, self._ahead))
+        self._between = True
 
     def start(self) -> None:
         """Forget what was measured and start in `other`."""
-        self._ahead = None
+        self._ahead, self._between = None, False
         self._ends.clear()
         self._phases.clear()
         self._times.clear()
@@ -79,6 +83,7 @@ class PhaseClock:
 
     def stop(self) -> dict[Phase, float]:
         """End the last interval and return seconds by phase; waits for the GPU."""
+        self._between = False  # no further step comes
         self._mark("other")
         end = len(self._phases) if self._ahead is None else self._ahead + 1
         if self._cuda:
@@ -110,11 +115,15 @@ class PhaseClock:
             begin = max(end, 0)
         return total
 
+    def _resume(self) -> None:
+        """The first mark after a step: what was launched ahead is used."""
+        if self._between:
+            self._ahead, self._between = None, False
+
     def _mark(self, phase: Phase) -> None:
         if self.quiet:
             return
-        if phase == "verify":
-            self._ahead = None
+        self._resume()
         if self._cuda:
             if len(self._events) == len(self._phases):
                 self._events.append(torch.cuda.Event(enable_timing=True))  # type: ignore[no-untyped-call]

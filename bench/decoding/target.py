@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from bench.decoding.cache import TreeCache, round_up
+from bench.decoding.cache import TreeCache, cache_argument
 from bench.decoding.phases import PhaseClock
 from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict
-
-PREFILL_CHUNK = 512  # tokens a prefill forward
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -68,27 +66,28 @@ class Committed(NamedTuple):
         return self
 
 
-class TargetModel:
-    """A causal LM with a cache that keeps accepted paths. Engine `eager`: plain forwards.
+class TargetModel(ABC):
+    """A causal LM with a cache that keeps accepted paths; each engine is a subclass.
 
     Works with any transformers causal LM whose layers all attend to the full context.
 
-    A step of a decode loop is `place` the drafted tree, `forward`, `record` and `settle` a verdict,
-    `commit`.
-    Decoders hand functions of tensors alone to `capture` and `fuse`: other engines record them
-    once and replay them, here they stay what they are.
+    One step of a decode loop: `pad` the drafted tree, `forward`, `store_verdict` and
+    `move_accepted`, `commit`. Decoders hand functions of tensors alone to `capture` and `fuse`:
+    engines with static shapes record them once and replay them, `eager` calls them as they are.
 
     Attributes:
         clock: marks the phases of a decode loop.
-        cache: `cache.length` rows are committed: prompt and emitted tokens but the newest.
+        cache: `cache.length` rows are committed: the prompt and every emitted token but the newest.
         length: int64 [1], the same number on the device.
         runs_ahead: whether work may be launched between `commit` and its `wait`.
-        fuses: whether products and what stands around them are few kernels here, so that a draft
-            had better be written in `bench.decoding.ops`.
+        exact: whether a node's logits are the same at every width of the tree, bit for bit.
+        fuses: whether matmuls are fused with their neighbours here, so that a draft should be
+            written in `bench.decoding.engines.ops`.
     """
 
-    engine: ClassVar[str] = "eager"
+    engine: ClassVar[str]
     runs_ahead: ClassVar[bool] = False
+    exact: ClassVar[bool] = False
     fuses: ClassVar[bool] = False
 
     def __init__(self, model: Any, name: str = "") -> None:
@@ -119,9 +118,15 @@ class TargetModel:
             device=self.device,
         )
         self.length = torch.zeros(1, dtype=torch.long, device=self.device)
+        self._cache_argument = cache_argument(model)
         self._hidden = torch.empty(0)
         self._taps: dict[int, Tensor] = {}
         model.base_model.register_forward_hook(self._keep_hidden)
+
+    @classmethod
+    def unavailable(cls, model: Any) -> str | None:  # noqa: ARG003
+        """Why the engine cannot run `model` where it lies, in one line, or None."""
+        return None
 
     def embeddings(self) -> nn.Embedding:
         """The target's token embeddings, [V, d]."""
@@ -155,82 +160,62 @@ class TargetModel:
     def capture(self, function: Function) -> Function:
         """`function` as this engine runs it. It works on the device alone: no host reads, the same
         shapes at every call, state in tensors that stay where they are. Arguments are objects that
-        the engine hands out again and again: placed trees, steps, settled verdicts."""
+        the engine hands out again and again: padded trees, steps, stored verdicts."""
         return function
 
     def fuse(self, function: Function) -> Function:
         """`function` of tensors, compiled where the engine compiles."""
         return function
 
-    def place(self, tree: TokenTree) -> TokenTree:
-        """The tree in the form that this engine's `forward` takes."""
-        return tree
+    # A step
 
+    @abstractmethod
     def prefill(self, prompt_ids: Sequence[int]) -> Step:
         """Forget the sequence before, run the prompt and commit it. Hidden states of all of it."""
-        self.cache.length = 0
-        parts: list[Step] = []
-        for chunk in torch.split(self.tensor(prompt_ids), PREFILL_CHUNK):
-            n = chunk.shape[0]
-            self.cache.begin(n, exact=True)
-            positions = torch.arange(n, device=self.device) + self.cache.length
-            parts.append(self._forward(chunk, positions, mask=None, logits_to_keep=1))
-            self.cache.advance(n)
-        if not parts:
-            raise ValueError("a prompt needs at least one token")
-        self.length.fill_(self.cache.length)
-        return Step.joined(parts)
 
+    @abstractmethod
+    def pad(self, tree: TokenTree) -> TokenTree:
+        """The tree in the form that this engine's `forward` takes."""
+
+    @abstractmethod
     def forward(self, tree: TokenTree) -> Step:
-        """Run the tree behind the committed rows; nothing is committed."""
-        w, length = tree.width, self.cache.length
-        self.cache.begin(w, exact=w == 1)
-        positions = tree.topology.depths + length
-        if length + w > self.max_positions:  # drafts past the end are never emitted
-            positions = positions.clamp(max=self.max_positions - 1)
-        mask = None
-        if w > 1:
-            mask = torch.full((w, self.cache.live), -torch.inf, device=self.device)
-            mask[:, :length] = 0.0
-            mask[:, length : length + w] = tree.topology.bias
-            mask = mask.to(self.dtype)[None, None]
-        return self._forward(tree.tokens, positions, mask, logits_to_keep=0)
+        """Run a padded tree behind the committed rows; nothing is committed. Where shapes are
+        static, the next forward of the same width overwrites the step's tensors."""
 
-    def record(self, tree: TokenTree, verdict: Verdict) -> Verdict:
-        """The verdict where the engine keeps it, its nodes counted; a function of tensors, to be
-        called once, before `settle`."""
-        return verdict
+    @abstractmethod
+    def store_verdict(self, tree: TokenTree, verdict: Verdict) -> Verdict:
+        """The verdict in the engine's own buffers, its nodes added to `length`; a function of
+        tensors, to be called once, before `move_accepted`."""
 
-    def settle(self, tree: TokenTree, verdict: Verdict) -> Verdict:
-        """The device's part of a commit: a recorded verdict's rows in order."""
-        return verdict
+    @abstractmethod
+    def move_accepted(self, tree: TokenTree, verdict: Verdict) -> Verdict:
+        """The device's part of a commit: the accepted path's rows of the cache in order."""
 
+    @abstractmethod
     def commit(self, tree: TokenTree, verdict: Verdict, also: Tensor | None = None) -> Reading:
         """Keep the root's and the accepted rows; the step's one host read.
 
         Args:
             tree: the tree of the last forward.
-            verdict: what to keep, recorded and settled.
+            verdict: what to keep, after `store_verdict` and `move_accepted`.
             also: int64 [m], more numbers that the decoder wants on the host.
         """
-        parts = [verdict.length[None], verdict.bonus[None], verdict.path, tree.tokens]
-        if also is not None:
-            parts.append(also)
-        length, bonus, *rest = torch.cat(parts).tolist()
-        w = tree.width
-        path, tokens = rest[: length + 1], rest[w : 2 * w]
-        if path[-1] == length:  # 0, 1, 2, ...: the rows lie in place
-            self.cache.advance(length + 1)
-        else:
-            self.cache.keep(verdict.path[: length + 1])
-        self.length.fill_(self.cache.length)
-        return Committed(path, [*(tokens[i] for i in path[1:]), bonus], rest[2 * w :])
 
-    def commit_root(self) -> None:
-        """Keep the root's row alone, as plain autoregressive decoding does; no host read."""
-        self.cache.advance(1)
+    def keep_root(self, tree: TokenTree, token: Tensor) -> Tensor:
+        """The device's part of plain autoregressive decoding: the root's row is counted, `token`,
+        int64 [1], becomes the tree's root. A function of tensors; returns `token`."""
+        tree.tokens[:1].copy_(token)
         self.length.add_(1)
+        return token
 
+    def commit_root(self, token: Tensor) -> Reading:
+        """Keep the root's row alone; `token`, which `keep_root` returned, is read."""
+        self.cache.advance(1)
+        return Committed([0], [int(token)], [])
+
+    # What drafts and acceptance rules compute
+
+    @abstractmethod
     def attend(
         self, q: Tensor, keys: Tensor, values: Tensor, visible: Tensor, context: bool = True
     ) -> Tensor:
@@ -245,17 +230,6 @@ class TargetModel:
         Returns:
             [n, H, D].
         """
-        length = self.cache.length
-        end = length + visible.shape[1]
-        live = min(round_up(end), keys.shape[1])  # few shapes: some kernels are planned for each
-        seen = F.pad(F.pad(visible, (length, 0), value=context), (0, live - end), value=False)
-        out = F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None],
-            keys[None, :, :live],
-            values[None, :, :live],
-            attn_mask=seen,
-        )
-        return out[0].transpose(0, 1)
 
     def argmax(self, logits: Tensor) -> Tensor:
         """int64 [n]: where each row of [n, V] is largest, the lowest index among equals."""
@@ -271,17 +245,10 @@ class TargetModel:
         best, index = self.top(logits, count)
         return best.float() - logits.float().logsumexp(dim=-1, keepdim=True), index
 
-    def _forward(
-        self, ids: Tensor, positions: Tensor, mask: Tensor | None, logits_to_keep: int
-    ) -> Step:
-        output = self.model(
-            input_ids=ids[None],
-            position_ids=positions[None],
-            attention_mask=mask,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=logits_to_keep,
-        )
+    def _run_model(self, **inputs: Any) -> Step:
+        """One call of the transformers model; logits of the positions that it was asked for."""
+        inputs[self._cache_argument] = self.cache
+        output = self.model(use_cache=True, **inputs)
         return Step(output.logits[0], self._hidden, self._states())
 
     def _states(self) -> dict[int, Tensor]:

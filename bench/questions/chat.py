@@ -24,15 +24,15 @@ def render(
 ) -> list[int]:
     """The prompt's token ids, generation prompt included; `messages` end with the user's turn.
 
-    `template` is None for the tokenizer's own, or one of `TEMPLATES`. "vicuna" is v1.1 and opens
-    with its fixed system sentence unless the conversation brings a system message. "llama-2-chat"
-    has no system prompt unless the conversation brings one, as Meta came to advise. Special tokens
-    come from the template alone, so that there is no second BOS.
+    `template` is None for the tokenizer's own, or one of `TEMPLATES`. "vicuna" is v1.1 and starts
+    with its fixed system sentence unless the conversation has a system message. "llama-2-chat" has
+    no system prompt unless the conversation has one, as Meta now advises. Special tokens come from
+    the template only, so that there is no second BOS.
 
-    Raises UsageError for an unknown template and for a tokenizer that cannot serve the one chosen.
+    Raises UsageError for an unknown template and for a tokenizer that lacks what it needs.
     """
     if not messages or messages[-1]["role"] != "user":
-        raise ValueError("a prompt ends with a message of the user's")
+        raise ValueError("a prompt ends with a user message")
     ids: list[int] = tokenizer.apply_chat_template(
         list(messages),
         chat_template=_source(tokenizer, template),
@@ -44,7 +44,7 @@ def render(
 
 
 def _source(tokenizer: PreTrainedTokenizerBase, template: str | None) -> str | None:
-    """The registered template's Jinja text, None for the tokenizer's own."""
+    """The registered template's Jinja text; None for the tokenizer's own."""
     choices = " or ".join(TEMPLATES)
     if template is None:
         if tokenizer.chat_template is None:

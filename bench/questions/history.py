@@ -1,28 +1,32 @@
 """Prompts of a run: conversations with a fixed history.
 
-Before any clock, the reference answers each turn but the last greedily, once for a run. The
-answers are kept in `history.jsonl`, so that every method, engine and machine sees one prompt.
+Before any timed run, the reference answers each turn but the last greedily, once for a run. The
+answers are kept in `history.jsonl`, so that every method, engine and machine sees the same prompts.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bench.errors import UsageError
-from bench.questions import chat
-from bench.questions.sets import Questions
-from bench.records.runs import digest
-from bench.targets.registry import Loaded
+from bench.files import canonical_sha256, sha256_of_file
+from bench.questions.chat import Message
+from bench.questions.parsing import Question, Questions
 
 FILE = "history.jsonl"
 
-Answers = Mapping[tuple[str, str, str, int], dict[str, Any]]
-"""(model, dataset sha256, prompt id, turn) -> a line of the history."""
+HistoryEntry: TypeAlias = dict[str, Any]
+"""One line of the file: the reference's answer to one turn, or why it failed."""
+
+Entries: TypeAlias = Mapping[tuple[str, str, str, int], HistoryEntry]
+"""Entries by (model, dataset sha256, prompt id, turn)."""
+
+Render: TypeAlias = Callable[[Sequence[Message]], list[int]]
+"""A conversation that ends with the user's turn -> the prompt's token ids."""
 
 
 @dataclass(frozen=True)
@@ -47,36 +51,39 @@ class Prompt:
     @property
     def sha256(self) -> str:
         """Of the token ids."""
-        return digest(list(self.ids))
+        return canonical_sha256(list(self.ids))
 
 
-def read(text: str, origin: str) -> Answers:
-    """The lines of a history file; a torn last line is left out, a damaged one a UsageError."""
-    answers = {}
+def read(text: str, origin: str) -> Entries:
+    """The lines of a history file. An incomplete last line is left out; any other damaged line is a
+    UsageError."""
+    entries = {}
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
             entry = json.loads(line)
-            place = (entry["model"], entry["dataset_sha256"], entry["prompt_id"], entry["turn"])
+            key = (entry["model"], entry["dataset_sha256"], entry["prompt_id"], entry["turn"])
             if entry["status"] == "ok" and not isinstance(entry["text"], str):
                 raise TypeError
-            answers[place] = entry
+            entries[key] = entry
         except (ValueError, KeyError, TypeError):
-            raise UsageError(f"{origin} line {number} is no answer of a run's history") from None
-    return answers
+            raise UsageError(
+                f"{origin} line {number} is not an answer of a run's history; restore the file"
+            ) from None
+    return entries
 
 
 def sha256(path: Path) -> str:
     """Of a history file. UsageError where it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return sha256_of_file(path)
     except OSError as error:
         raise UsageError(f"cannot read --history {path}: {error.strerror}") from None
 
 
-def missing(sets: Iterable[Questions], turns: int | None, model: str, answers: Answers) -> int:
+def missing(sets: Iterable[Questions], turns: int | None, model: str, entries: Entries) -> int:
     """How many answers `prompts` would have to ask for."""
     return sum(
-        (model, questions.sha256, row["question_id"], turn) not in answers
+        (model, questions.sha256, row["question_id"], turn) not in entries
         for questions in sets
         for row in _rows(questions)
         for turn in range(1, len(row["turns"][:turns]))
@@ -86,53 +93,49 @@ def missing(sets: Iterable[Questions], turns: int | None, model: str, answers: A
 def prompts(
     questions: Questions,
     turns: int | None,
-    loaded: Loaded,
-    answers: Answers,
-    answer: Callable[[Prompt], dict[str, Any]],
+    model: str,
+    render: Render,
+    entries: Entries,
+    answer: Callable[[Prompt], HistoryEntry],
 ) -> Iterator[Prompt]:
     """The turns of a question set in order.
 
     Args:
-        questions: the chosen questions.
+        questions: the selected questions.
         turns: how many turns of each question; None for all.
-        loaded: the target, for its tokenizer and chat template.
-        answers: what is known of the history.
-        answer: asks the reference; returns the new line of the history.
+        model: the target's name, as entries have it.
+        render: the target's tokenizer and chat template.
+        entries: the known part of the history.
+        answer: asks the reference for a turn that is not in `entries`.
     """
     for row in _rows(questions):
-        messages: list[chat.Message] = []
-        said: list[str] = []
+        messages: list[Message] = []
+        answers: list[str] = []
         failed: str | None = None
-        chosen = row["turns"][:turns]
-        for turn, text in enumerate(chosen, start=1):
+        selected = row["turns"][:turns]
+        for turn, text in enumerate(selected, start=1):
             messages.append({"role": "user", "content": text})
-            ids = () if failed else tuple(_render(loaded, messages))
-            history = digest(said) if said else None
             prompt = Prompt(
                 dataset=questions.name,
                 dataset_sha256=questions.sha256,
                 prompt_id=row["question_id"],
                 category=row["category"],
                 turn=turn,
-                ids=ids,
-                history=history,
+                ids=() if failed else tuple(render(messages)),
+                history=canonical_sha256(answers) if answers else None,
                 skip=failed,
             )
             yield prompt
-            if turn == len(chosen) or failed:
+            if turn == len(selected) or failed:
                 continue
-            place = (loaded.target.name, questions.sha256, prompt.prompt_id, turn)
-            entry = answers.get(place) or answer(prompt)
+            key = (model, questions.sha256, prompt.prompt_id, turn)
+            entry = entries.get(key) or answer(prompt)
             if entry["status"] != "ok":
                 failed = f"the reference failed at turn {turn}: {entry['error']}"
                 continue
-            said.append(entry["text"])
+            answers.append(entry["text"])
             messages.append({"role": "assistant", "content": entry["text"]})
 
 
-def _render(loaded: Loaded, messages: Sequence[chat.Message]) -> list[int]:
-    return chat.render(loaded.tokenizer, messages, loaded.target.chat_template)
-
-
-def _rows(questions: Questions) -> Iterator[dict[str, Any]]:
+def _rows(questions: Questions) -> Iterator[Question]:
     yield from questions.dataset

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.cli import run_command
-from bench.records import costs, journal, runs
+from bench.records import validation
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,9 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sound(folder: str) -> bool:
     """Prints what is wrong with the folder, or how many records it holds."""
-    kind = costs if journal.holds(folder, costs.COSTS) else runs
-    problems = kind.check(folder)
-    print("\n".join(f"{folder}: {line}" for line in problems or [kind.summary(folder)]))
+    problems = validation.check(folder)
+    print("\n".join(f"{folder}: {line}" for line in problems or [validation.summary(folder)]))
     return not problems
 
 

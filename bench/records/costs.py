@@ -1,7 +1,4 @@
-"""The records of a cost study: one measurement a line in `costs.jsonl`, and what must hold of them.
-
-python -m bench.records check results/<folder> [...]
-"""
+"""The records of a cost study: one measurement a line in `costs.jsonl`, and their invariants."""
 
 from __future__ import annotations
 
@@ -9,8 +6,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.files import canonical_sha256
 from bench.records import journal
-from bench.records.journal import (
+from bench.records.runs import PHASE_SECONDS
+from bench.records.schema import (
     COUNT,
     LENGTHS,
     LINE,
@@ -25,21 +24,21 @@ from bench.records.journal import (
     Field,
     Kind,
     Null,
+    Record,
     at_least_zero,
     choice,
+    faults,
 )
-from bench.records.runs import PHASE_SECONDS, Record, digest
 
 SCHEMA = "1.1"  # major.minor: readers accept every minor version of their major
 COSTS = "costs.jsonl"
 SETTINGS = "cost.yaml"
-COMPANIONS = (SETTINGS, "environment.json")  # what the folder of a study holds besides
+COMPANIONS = (SETTINGS, journal.ENVIRONMENT)  # the other files of a study's folder
 
 ENGINE, FORWARD, STEP = "engine", "forward", "step"  # kinds of record
 
 
 # The schema
-
 
 TURN = {  # one timed turn of a method
     "phase_s": PHASE_SECONDS,
@@ -68,7 +67,7 @@ TURNS = Kind(
     lambda value: isinstance(value, list) and bool(value) and all(map(_is_turn, value)),
 )
 
-# What a measurement is of; its key is the hash of these.
+# What is measured and how; the key is the hash of these.
 SAME = {
     "kind": Field(choice(ENGINE, FORWARD, STEP)),
     "package_version": Field(TEXT),
@@ -134,8 +133,8 @@ FIELDS = {kind: OUTCOME | IDENTITY[kind] | MEASURED[kind] for kind in IDENTITY}
 
 
 def key(identity: Record) -> str:
-    """The resume key of a measurement: the hash of what it is of, other entries left aside."""
-    return digest({name: identity[name] for name in IDENTITY[identity["kind"]]})
+    """The resume key of a measurement: the hash of the fields that identify it."""
+    return canonical_sha256({name: identity[name] for name in IDENTITY[identity["kind"]]})
 
 
 def failure(identity: Record, status: str, reason: str) -> Record:
@@ -173,7 +172,7 @@ def latest(records: Iterable[Record]) -> list[Record]:
 
 
 class CostFolder(journal.Folder):
-    """The folder of a study, held by one process."""
+    """The folder of a study, written by one process."""
 
     def __init__(self, path: Path | str) -> None:
         super().__init__(path, COSTS, SCHEMA)
@@ -187,7 +186,7 @@ def violations(record: Record) -> list[str]:
     kind = record.get("kind")
     if kind not in FIELDS:
         return [f"kind must be {' or '.join(FIELDS)}, not {kind!r}"]
-    return journal.faults(record, FIELDS[kind], SCHEMA) or _broken_rules(record)
+    return faults(record, FIELDS[kind], SCHEMA) or _broken_rules(record)
 
 
 def _broken_rules(record: Record) -> list[str]:
@@ -209,33 +208,3 @@ def _broken_rules(record: Record) -> list[str]:
             if sum(turn["accept_lengths"]) != emitted
         ]
     return found
-
-
-def check(folder: Path | str) -> list[str]:
-    """Every violated invariant of a study as one line that names its line in the records.
-
-    UsageError where the folder holds no records file.
-    """
-    data = journal.content(folder, COSTS)
-    found = [f"{name} is missing" for name in COMPANIONS if not (Path(folder) / name).is_file()]
-    done: dict[str, int] = {}
-    for number, line in journal.complete_lines(data):
-        try:
-            record = journal.parse(line, SCHEMA)
-        except ValueError as error:
-            found.append(f"line {number}: {error}")
-            continue
-        found += [f"line {number}: {problem}" for problem in violations(record)]
-        if record["status"] == "ok" and done.setdefault(record["key"], number) != number:
-            found.append(f"line {number}: its key is done in line {done[record['key']]}")
-    if data and not data.endswith(b"\n"):
-        number = data.count(b"\n") + 1
-        found.append(f"line {number}: torn; the same command run again cuts it off")
-    return found
-
-
-def summary(folder: Path | str) -> str:
-    """How many measurements a folder without violations holds."""
-    records = latest(read(folder))
-    good = sum(record["status"] == "ok" for record in records)
-    return f"{len(records)} measurements, {good} ok, no violations"

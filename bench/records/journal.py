@@ -1,130 +1,32 @@
-"""Append-only JSON lines in a folder: the words of their schema, reading, and the one writer.
+"""Append-only JSON lines in a folder: reading them, and the one process that writes them.
 
-Every line is a record with `schema` (major.minor), `key` (what it is a measurement of) and `status`
-(ok, error or skipped). Runs (`bench.records`) and cost studies (`bench.cost_records`) are kept so.
-A finished file may be archived as `<file>.gz`: it reads the same and is not written to.
+Every line is a record with `schema` (major.minor), `key` (what was measured) and `status` (ok,
+error or skipped). Runs (`bench.records.runs`) and cost studies (`bench.records.costs`) share this.
+A finished file may be archived as `<file>.gz`: it is read the same way and is read-only.
 """
 
 from __future__ import annotations
 
-import fcntl
-import functools
 import gzip
-import hashlib
 import itertools
 import json
-import math
 import os
-import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, NoReturn, Self, TextIO, TypeAlias, cast
+from typing import Any, BinaryIO, NoReturn, Self, cast
 
+from filelock import FileLock, Timeout
+
+from bench import files
+from bench.environment import changed
 from bench.errors import UsageError
+from bench.records.schema import VERSION, Record, version
 
-Record: TypeAlias = dict[str, Any]
-
-ARCHIVED = ".gz"  # behind the name of a file that is packed and read-only
-
-
-# The words of a schema
-
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of value: its name in messages and the test of one value that is not null."""
-
-    name: str
-    holds: Callable[[Any], bool]
-
-
-class Null(Enum):
-    """When a field may be null."""
-
-    NEVER = "never"
-    FAILED = "in error and skipped records"
-    ANY = "always"
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One key of a record. A figure is a measurement: every failure carries null in it."""
-
-    kind: Kind
-    null: Null = Null.NEVER
-    figure: bool = False
-    optional: bool = False  # the key itself may be absent
-
-
-def _whole(value: object, least: int) -> bool:
-    return type(value) is int and value >= least  # a bool is no number
-
-
-def at_least_zero(value: object) -> bool:
-    return _whole(value, 0) or (isinstance(value, float) and 0 <= value < math.inf)
-
-
-def _whole_list(value: object, least: int) -> bool:
-    if not isinstance(value, list):
-        return False
-    return set(map(type, value)) <= {int} and min(value, default=least) >= least
-
-
-def choice(*names: str) -> Kind:
-    return Kind(" or ".join(names), lambda value: value in names)
-
-
-def _spelled(name: str, pattern: str) -> Kind:
-    whole = re.compile(pattern).fullmatch
-    return Kind(name, lambda value: isinstance(value, str) and whole(value) is not None)
-
-
-VERSION = _spelled("of the form major.minor", "[0-9]{1,9}[.][0-9]{1,9}")
-TEXT = Kind("text", lambda value: isinstance(value, str))
-LINE = Kind("one line", lambda value: isinstance(value, str) and len(value.splitlines()) < 2)
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-TEXTS = Kind(
-    "a list of text",
-    lambda value: isinstance(value, list) and all(isinstance(item, str) for item in value),
-)
-NAME = Kind("text or a whole number", lambda value: type(value) is int or isinstance(value, str))
-COUNT = Kind("a whole number from 0", lambda value: _whole(value, 0))
-ORDINAL = Kind("a whole number from 1", lambda value: _whole(value, 1))
-NUMBER = Kind("a number from 0", at_least_zero)
-IDS = Kind("a list of token ids", lambda value: _whole_list(value, 0))
-LENGTHS = Kind("a list of whole numbers from 1", lambda value: _whole_list(value, 1))
-SECONDS = Kind("seconds from 0", at_least_zero)
-HEX = _spelled("lower-case hex digits", "[0-9a-f]+")
-SHA256 = _spelled("a sha256 in hex", "[0-9a-f]{64}")
-
-
-def faults(record: Record, fields: Mapping[str, Field], schema: str) -> list[str]:
-    """Which keys are missing, unknown or of another type than `fields` has them; figures must be
-    null in failures. Unknown keys are allowed in records of a later minor version than `schema`.
-    """
-    failed = record.get("status") in ("error", "skipped")
-    found = []
-    for name, field in fields.items():
-        value = record.get(name)
-        if value is None:
-            if name not in record:
-                if not field.optional:
-                    found.append(f"{name} is missing")
-            elif field.null is Null.NEVER or (field.null is Null.FAILED and not failed):
-                found.append(f"{name} is null")
-        elif failed and field.figure:
-            found.append(f"{name} is a figure, null in a record of status {record['status']}")
-        elif not field.kind.holds(value):
-            found.append(f"{name} must be {field.kind.name}, not {json.dumps(value)[:60]}")
-    if found or record.keys() <= fields.keys() or version(record["schema"]) > version(schema):
-        return found
-    return [f"{name} is no key of schema {schema}" for name in record if name not in fields]
+ENVIRONMENT = "environment.json"  # a folder's provenance
+ARCHIVED = ".gz"  # suffix of a file that is packed and read-only
 
 
 # Reading
@@ -149,8 +51,8 @@ def read(folder: Path | str, file: str, schema: str) -> list[Record]:
 def lines(folder: Path | str, file: str, longest: int = -1) -> Iterator[tuple[int, bytes]]:
     """Line numbers from 1 and lines with their newlines, read as they are asked for.
 
-    A last line without a newline was torn by a kill. What is behind the `longest` bytes of a line
-    is left out, its newline too. UsageError as `opened`.
+    A last line without a newline was torn by a kill. Lines are cut after `longest` bytes; a cut
+    line has no newline. UsageError as `opened`.
     """
     with opened(folder, file) as stream:
         for number in itertools.count(1):
@@ -163,12 +65,12 @@ def lines(folder: Path | str, file: str, longest: int = -1) -> Iterator[tuple[in
 
 
 def holds(folder: Path | str, file: str) -> bool:
-    """Whether the folder has the file, as it is or archived."""
+    """Whether the folder has the file, plain or archived."""
     return (Path(folder) / file).is_file() or archive(folder, file).is_file()
 
 
 def archive(folder: Path | str, file: str) -> Path:
-    """Where the file is kept when it is archived."""
+    """The path of the file's archive."""
     return Path(folder) / f"{file}{ARCHIVED}"
 
 
@@ -179,17 +81,16 @@ def content(folder: Path | str, file: str) -> bytes:
 
 
 def sha256(folder: Path | str, file: str) -> str:
-    """In hex, of the file's bytes, unpacked where it is archived: the same before and after."""
+    """Of the file's unpacked bytes, so that archiving does not change it."""
     with opened(folder, file) as stream:
-        # BinaryIO lacks what the function asks of it in words only
-        return hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
+        return files.sha256_of_stream(stream)
 
 
 @contextmanager
 def opened(folder: Path | str, file: str) -> Iterator[BinaryIO]:
     """The file's bytes as a stream, unpacked where it is archived.
 
-    UsageError where there is none, there are both, or reading it in the block fails.
+    UsageError where there is none, there are both, or reading fails within the block.
     """
     path = kept(folder, file)
     try:
@@ -200,7 +101,7 @@ def opened(folder: Path | str, file: str) -> Iterator[BinaryIO]:
             with gzip.open(path, "rb") as packed:
                 yield cast(BinaryIO, packed)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UsageError(f"{path} is no whole archive ({error}); restore it") from None
+        raise UsageError(f"{path} is not a complete archive ({error}); restore it") from None
     except OSError as error:
         raise UsageError(
             f"cannot read {path} ({error.strerror}); give the folder of a run"
@@ -220,19 +121,21 @@ def kept(folder: Path | str, file: str) -> Path:
 
 
 def complete_lines(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Line numbers from 1 and lines; what follows the last newline was torn by a kill."""
+    """Line numbers from 1 and lines, without what follows the last newline: torn by a kill."""
     return enumerate(data.split(b"\n")[:-1], start=1)
 
 
 def parse(line: bytes, schema: str) -> Record:
-    """One line's record. ValueError says what is wrong with it and names the mend."""
+    """One line's record. ValueError says what is wrong with it and how to fix it."""
     try:
         record = _decode(line.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}); restore the file or remove the line") from None
     core = ("schema", "key", "status")
     if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in core):
-        raise ValueError(f"no record with {', '.join(core)}; restore the file or remove the line")
+        raise ValueError(
+            f"not a record with {', '.join(core)}; restore the file or remove the line"
+        )
     if not VERSION.holds(record["schema"]):
         raise ValueError(
             f"schema is {record['schema']!r}, not {VERSION.name}; "
@@ -241,33 +144,27 @@ def parse(line: bytes, schema: str) -> Record:
     if version(record["schema"])[0] != version(schema)[0]:
         raise ValueError(
             f"schema {record['schema']} is of another major version than {schema}, which this "
-            "package knows; use the package version that wrote it or another folder"
+            "package reads; use the package version that wrote it or another folder"
         )
     return record
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 _decode = json.JSONDecoder(parse_constant=_refuse_constant).decode
-
-
-@functools.lru_cache(16)
-def version(text: str) -> tuple[int, int]:
-    major, minor = text.split(".")
-    return int(major), int(minor)
 
 
 # Writing
 
 
 class Folder:
-    """A folder held by one process: `with Folder(path, file, schema) as folder: ...`.
+    """A folder that one process writes: `with Folder(path, file, schema) as folder: ...`.
 
-    Entering makes the folder, locks it and cuts a torn last line off its records.
-    UsageError if another process holds it, it cannot be written, or its records cannot be read or
-    are archived.
+    Entering creates the folder, locks it and cuts a torn last line off its records.
+    UsageError if another process has the lock, the folder cannot be written, or its records cannot
+    be read or are archived.
     """
 
     def __init__(self, path: Path | str, file: str, schema: str) -> None:
@@ -278,19 +175,19 @@ class Folder:
         packed = kept(self.path, self._name)
         if packed.name != self._name:
             raise UsageError(
-                f"{packed} is archived and not written to; gunzip it first, or choose another --out"
+                f"{packed} is archived and read-only; gunzip it first, or choose another --out"
             )
         with ExitStack() as stack:
             try:
                 self.path.mkdir(parents=True, exist_ok=True)
-                self._claim(stack.enter_context(open(self.path / ".lock", "a+")))
+                stack.enter_context(self._lock())
                 records = self.path / self._name
                 self._file = stack.enter_context(open(records, "ab", buffering=0))
             except OSError as error:
                 raise UsageError(
                     f"cannot write to {self.path} ({error.strerror}); choose another --out"
                 ) from None
-            known = read(self.path, self._name, self._schema)  # refuses before anything is changed
+            known = read(self.path, self._name, self._schema)  # raises before anything is changed
             self._file.truncate(records.read_bytes().rfind(b"\n") + 1)
             self._newest = {record["key"]: _outcome(record) for record in known}
             self._done = {record["key"] for record in known if record["status"] == "ok"}
@@ -305,23 +202,23 @@ class Folder:
     ) -> None:
         self._stack.close()
 
-    def _claim(self, lock: TextIO) -> None:
-        """The lock lasts as long as its open file, so a killed process leaves none behind."""
+    def _lock(self) -> AbstractContextManager[object]:
+        """The lock, held; its file names this process. A killed process leaves none behind."""
+        path = self.path / ".lock"
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
+            held = FileLock(path, timeout=0).acquire()
+        except Timeout:
             raise UsageError(
-                f"{self.path} is in use by process {lock.read().strip() or 'unknown'}; "
+                f"{self.path} is in use by process {_holder(path)}; "
                 "wait for it or choose another --out"
             ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+        with suppress(PermissionError):  # Windows: a locked file cannot be written
+            path.write_text(str(os.getpid()), encoding="utf-8")
+        return held
 
     def append(self, record: Record) -> None:
-        """Writes one line and waits for the disk; a failure like the key's newest record is not
-        written again. ValueError on a second ok record of a key, UsageError on a full disk.
+        """Writes one line and waits for the disk; a failure equal to the key's newest record is
+        not written again. ValueError on a second ok record of a key, UsageError on a full disk.
         """
         key, outcome = record["key"], _outcome(record)
         if record["status"] == "ok" and key in self._done:
@@ -333,7 +230,7 @@ class Folder:
         try:
             written = self._file.write(line)
             if written != len(line):
-                raise OSError(None, "the disk took a part of a line")
+                raise OSError(None, "the line was written in part")
             os.fsync(self._file.fileno())
         except OSError as error:
             self._file.truncate(end)  # no later line may follow a torn one
@@ -344,29 +241,38 @@ class Folder:
         if record["status"] == "ok":
             self._done.add(key)
 
-    @property
-    def begun(self) -> bool:
-        """Whether there is any record."""
-        return bool(self._newest)
-
     def done(self) -> set[str]:
         """The keys of ok records."""
         return set(self._done)
 
     def write_once(self, name: str, text: str) -> None:
         """Writes a whole file in one step: a kill leaves the old text or the new one."""
-        draft = self.path / f".{name}.part"
         try:
-            with open(draft, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            draft.replace(self.path / name)
+            files.write_text(self.path / name, text)
         except OSError as error:
-            draft.unlink(missing_ok=True)
             raise UsageError(
                 f"cannot write {self.path / name} ({error.strerror}); make room and run again"
             ) from None
+
+    def stamp(self, name: str, settings: str, environment: Mapping[str, Any]) -> None:
+        """Writes the settings as the file `name`, and environment.json.
+
+        UsageError where the folder holds records of other settings or of another environment.
+        """
+        known, before = self.read(name), self.read(ENVIRONMENT)
+        if known not in (None, settings):
+            raise UsageError(
+                f"{self.path} holds a run of other settings (see its {name}); choose another --out"
+            )
+        if before is not None and self._newest:
+            difference = changed(json.loads(before), json.loads(json.dumps(environment)))
+            if difference:
+                raise UsageError(
+                    f"{self.path} was recorded with another {difference}; choose another --out"
+                )
+        elif known is None or before is None or json.loads(before) != environment:
+            self.write_once(ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
+        self.write_once(name, settings)
 
     def read(self, name: str) -> str | None:
         """The text of a file in the folder; None where there is none."""
@@ -374,6 +280,13 @@ class Folder:
             return (self.path / name).read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+
+
+def _holder(lock: Path) -> str:
+    """The id of the process that has the lock, as far as its file tells."""
+    with suppress(OSError):
+        return lock.read_text(encoding="utf-8").strip() or "unknown"
+    return "unknown"
 
 
 def _outcome(record: Record) -> tuple[str, str | None]:

@@ -1,20 +1,16 @@
-"""The records of a run: one JSON object a turn in `records.jsonl`, and what must hold of them.
-
-python -m bench.records check results/<run> [...]
-"""
+"""The records of a run: one JSON object a turn in `records.jsonl`, and their invariants."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from bench.files import canonical_json
 from bench.records import journal
-from bench.records.journal import (
+from bench.records.schema import (
     COUNT,
     FLAG,
     HEX,
@@ -35,17 +31,17 @@ from bench.records.journal import (
     Null,
     at_least_zero,
     choice,
+    faults,
 )
+from bench.records.schema import Record as Record  # runs.Record: the type of a run's records
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Record: TypeAlias = journal.Record
-
 SCHEMA = "1.1"  # major.minor: readers accept every minor version of their major
 RECORDS = "records.jsonl"
 AUDIT = "audit.json"
-COMPANIONS = ("run.yaml", "environment.json", "history.jsonl")  # what a run folder holds besides
+COMPANIONS = ("run.yaml", journal.ENVIRONMENT, "history.jsonl")  # the other files of a run folder
 
 
 # The schema
@@ -64,13 +60,11 @@ PHASE_SECONDS = Kind(
 # One verify step: nodes drafted, the root not counted; levels drafted, or null; characters of
 # `text` up to this step's last; times by phase.
 STEP = ("drafted", "depth", "end", "us")
-
-
 _of_step = itemgetter(*STEP)
 
 
 def _are_steps(values: Any) -> bool:
-    """Whether these are steps, looked at key by key: they are most of what a file holds."""
+    """Whether these are steps. Checked column by column for speed: steps are most of a file."""
     if not isinstance(values, list) or not set(map(type, values)) <= {dict}:
         return False
     try:
@@ -86,7 +80,7 @@ def _are_steps(values: Any) -> bool:
 
 # A step lies between the end of one accept phase and the end of the next, so that the steps add up
 # to `phase_s`: `us` holds [draft, verify, accept, other] in microseconds. `depth` counts the levels
-# that were drafted below the root. A character that two steps gave the bytes of is of the second.
+# that were drafted below the root. A character with bytes from two steps belongs to the second.
 STEPS = Kind(f"a list of objects with {', '.join(STEP)}", _are_steps)
 
 FIELDS: dict[str, Field] = {
@@ -144,10 +138,10 @@ FIELDS: dict[str, Field] = {
 FIGURES: tuple[str, ...] = tuple(name for name, field in FIELDS.items() if field.figure)
 
 REFERENCE = "autoregressive"
-STOCK_ENGINE = "stock"  # generate as transformers ships it: no verify steps, no phases
+STOCK_ENGINE = "stock"  # transformers' own generate: no verify steps, no phases
 
-# A method's output and the reference's are of the same turn when these are equal; the engine must
-# be too, except for the stock row, which is held against the reference on any engine.
+# A method's output and the reference's belong to the same turn when these fields are equal. The
+# engine must be too, except for the stock row, which is compared with the reference on any engine.
 PAIRED = (
     "model",
     "dtype",
@@ -158,7 +152,6 @@ PAIRED = (
     "max_new_tokens",
     "prompt_sha256",
 )
-
 
 PLACED = (
     "model",
@@ -181,18 +174,7 @@ def blank_figures() -> dict[str, None]:
     return dict.fromkeys(FIGURES)
 
 
-# Names and hashes
-
-
-def _canonical(value: object) -> str:
-    return json.dumps(
-        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-
-
-def digest(value: object) -> str:
-    """sha256 in hex of the value's canonical JSON. ValueError on NaN and infinities."""
-    return hashlib.sha256(_canonical(value).encode()).hexdigest()
+# Names
 
 
 def label(method: str, params: Mapping[str, object]) -> str:
@@ -200,7 +182,7 @@ def label(method: str, params: Mapping[str, object]) -> str:
     if not params:
         return method
     settings = (
-        f"{name}={value if isinstance(value, str) else _canonical(value)}"
+        f"{name}={value if isinstance(value, str) else canonical_json(value)}"
         for name, value in params.items()
     )
     return f"{method}({','.join(settings)})"
@@ -231,16 +213,16 @@ def latest(records: Iterable[Record]) -> list[Record]:
 
 
 def _place(record: Record, whole: bool = False) -> tuple[object, ...]:
-    """Where a record belongs in the grid, by what is known before it runs; the turn is null for a
-    failure of the `whole` cell. A failure and a later success there may have other keys."""
+    """A record's point in the grid, by what is known before it runs; the turn is null for a failure
+    of the `whole` cell. A failure and a later success there may have different keys."""
     turn = (None,) * 3 if whole else (record.get(n) for n in ("prompt_id", "turn", "repeat"))
-    params = _canonical(record.get("params"))
+    params = canonical_json(record.get("params"))
     return (params, *turn, *(record.get(name) for name in PLACED))
 
 
 def frame(folders: Iterable[Path | str]) -> pd.DataFrame:
     """The latest records of every folder, one row each: all fields, and the column `label`."""
-    import pandas as pd  # here, since a run needs this module and no table
+    import pandas as pd  # slow to import, and a run needs none of it
 
     rows = [
         {**record, "label": label(record["method"], record["params"])}
@@ -252,7 +234,7 @@ def frame(folders: Iterable[Path | str]) -> pd.DataFrame:
 
 
 class RunFolder(journal.Folder):
-    """A run folder held by one process: `with RunFolder(path) as folder: folder.append(record)`."""
+    """A run folder that one process writes: `with RunFolder(path) as folder: ...`."""
 
     def __init__(self, path: Path | str) -> None:
         super().__init__(path, RECORDS, SCHEMA)
@@ -263,7 +245,7 @@ class RunFolder(journal.Folder):
 
 def violations(record: Record) -> list[str]:
     """What is wrong with one record, taken alone: keys and types first, then the invariants."""
-    return journal.faults(record, FIELDS, SCHEMA) or _broken_rules(record)
+    return faults(record, FIELDS, SCHEMA) or _broken_rules(record)
 
 
 def _broken_rules(record: Record) -> list[str]:
@@ -325,125 +307,3 @@ def _step_rules(record: Record) -> list[tuple[bool, str]]:
             for name in phases.keys() & spent.keys()
         ),
     ]
-
-
-def check(folder: Path | str) -> list[str]:
-    """Every violated invariant of a run folder as one line that names its line in the records.
-
-    UsageError where the folder holds no records file.
-    """
-    data = journal.content(folder, RECORDS)
-    found = [f"{name} is missing" for name in COMPANIONS if not (Path(folder) / name).is_file()]
-    sound: list[tuple[int, Record]] = []
-    done: dict[str, int] = {}
-    for number, line in journal.complete_lines(data):
-        try:
-            record = journal.parse(line, SCHEMA)
-        except ValueError as error:
-            found.append(f"line {number}: {error}")
-            continue
-        found += [f"line {number}: {problem}" for problem in violations(record)]
-        if record["status"] == "ok":
-            if done.setdefault(record["key"], number) != number:
-                found.append(f"line {number}: its key is done in line {done[record['key']]}")
-            if not journal.faults(record, FIELDS, SCHEMA):
-                sound.append((number, record))
-    if data and not data.endswith(b"\n"):
-        number = data.count(b"\n") + 1
-        found.append(f"line {number}: torn; the same command run again cuts it off")
-    try:
-        ties = _audited_ties(folder, data)
-    except ValueError as error:
-        found.append(str(error))
-        ties = set()
-    return found + list(_differences(sound, ties))
-
-
-def _differences(
-    numbered: Sequence[tuple[int, Record]], ties: set[tuple[object, ...]]
-) -> Iterator[str]:
-    """Lossless float32 greedy outputs that differ from the reference's, explained ties left out."""
-    greedy = [
-        (number, record)
-        for number, record in numbered
-        if record["dtype"] == "float32" and record["temperature"] == 0 and record["lossless"]
-    ]
-    references: dict[tuple[object, ...], list[tuple[int, Record]]] = {}
-    for number, record in greedy:
-        if record["method"] == REFERENCE:
-            references.setdefault(_turn(record), []).append((number, record))
-    for number, record in greedy:
-        rivals = [
-            (line, reference)
-            for line, reference in references.get(_turn(record), [])
-            if record["engine"] in (STOCK_ENGINE, reference["engine"])
-        ]
-        found = [
-            f"line {number}: {difference} (line {line})"
-            for line, reference in rivals
-            if (difference := _difference(record, reference["output_ids"], ties))
-        ]
-        if rivals and len(found) == len(rivals):
-            yield found[0]
-
-
-def _turn(record: Record) -> tuple[object, ...]:
-    return tuple(record[name] for name in PAIRED)
-
-
-def _difference(
-    record: Record, expected: Sequence[int], ties: set[tuple[object, ...]]
-) -> str | None:
-    ids = record["output_ids"]
-    if ids == expected:
-        return None
-    unequal = (at for at, (a, b) in enumerate(zip(ids, expected, strict=False)) if a != b)
-    position = next(unequal, None)  # None: one output is the start of the other, never a tie
-    if position is not None and (*_audit_row(record), *_audit_turn(record), position) in ties:
-        return None
-    at = "" if position is None else f", first at position {position}"
-    if len(ids) != len(expected):
-        return f"output_ids holds {len(ids)} ids and the reference {len(expected)}{at}"
-    return f"output_ids differs from the reference{at}"
-
-
-def _audit_row(row: Mapping[str, Any]) -> tuple[object, ...]:
-    """A record's row in the audit, and the audit row's own name, by the same fields."""
-    name = row["label"] if "label" in row else label(row["method"], row["params"])
-    fields = ("model", "engine", "dtype", "dataset", "temperature")
-    return (name, *(row[field] for field in fields))
-
-
-def _audit_turn(row: Mapping[str, Any]) -> tuple[object, ...]:
-    return tuple(row[field] for field in ("prompt_id", "turn", "repeat"))
-
-
-def _audited_ties(folder: Path | str, data: bytes) -> set[tuple[object, ...]]:
-    """Row, turn and first differing position of every tie that the audit of these records found.
-
-    ValueError where the audit is damaged or of other records.
-    """
-    path = Path(folder) / AUDIT
-    if not path.is_file():
-        return set()
-    try:
-        audit = json.loads(path.read_bytes())
-        fresh = audit["records_sha256"] == hashlib.sha256(data).hexdigest()
-        ties = {
-            (*_audit_row(row), *_audit_turn(example), example["position"])
-            for row in audit["rows"]
-            for example in row["examples"]
-            if example["verdict"] == "tie"
-        }
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{AUDIT} cannot be read ({error!r}); run the audit again") from None
-    if not fresh:
-        raise ValueError(f"{AUDIT} is of other records than these; run the audit again")
-    return ties
-
-
-def summary(folder: Path | str) -> str:
-    """How many records a folder without violations holds."""
-    records = latest(read(folder))
-    good = sum(record["status"] == "ok" for record in records)
-    return f"{len(records)} records, {good} ok, {len(records) - good} failed, no violations"

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from bench.errors import UsageError
-from bench.records.runs import digest
+from bench.files import canonical_sha256
 
 SCHEMA = "1.0"  # major.minor
 TREE = "tuned"  # the value of --tree that asks for these parameters
@@ -45,7 +45,7 @@ class Place:
         """The name of its file: readable, and its own."""
         words = f"{self.model} {self.engine} {self.dtype} {self.device}".lower()
         readable = re.sub(r"[^a-z0-9.]+", "-", words).strip("-")
-        return f"{readable}-{digest(asdict(self))[:8]}.json"
+        return f"{readable}-{canonical_sha256(asdict(self))[:8]}.json"
 
     def __str__(self) -> str:
         return f"{self.model}, {self.engine}, {self.dtype}, {self.device}"

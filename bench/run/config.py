@@ -33,12 +33,12 @@ class RunConfig:
         ["mini"], "question sets: registered names or JSONL paths", metavar="SET"
     )
     limit: int | None = option(
-        None, "questions of each set, spread over its categories; all if left out"
+        None, "questions of each set, spread over its categories; all by default"
     )
-    turns: int | None = option(None, "first turns of each question; all if left out")
+    turns: int | None = option(None, "first turns of each question; all by default")
     max_new_tokens: int = option(128, "token budget of an answer")
     temperature: list[float] = option([0.0], "0 is greedy; several may be given", metavar="T")
-    top_k: int = option(0, "sample from the k likeliest tokens; 0 is off")
+    top_k: int = option(0, "sample from the k most likely tokens; 0 is off")
     top_p: float = option(1.0, "sample from the nucleus of this mass; 1 is off")
     repeats: int = option(3, "timed runs of each turn, interleaved by method")
     seed: int = option(0, "seed of sampling and of the order of methods")
@@ -50,12 +50,12 @@ class RunConfig:
     )
     tree: str | None = option(
         None,
-        "token tree: paper or a file, the one with the weights if not; tuned takes what "
-        "python -m bench.tune chose for every parameter that --methods leaves open",
+        "token tree: paper or a file; by default the one with the weights; tuned uses what "
+        "python -m bench.tune chose for every parameter that --methods does not set",
     )
     history: str | None = option(
         None,
-        "take earlier turns' answers from another run's history.jsonl",
+        "use earlier turns' answers from another run's history.jsonl",
         metavar="FILE",
         local=True,
     )
@@ -63,7 +63,10 @@ class RunConfig:
         None, "folder with <set>.jsonl files, instead of fetching them", metavar="DIR", local=True
     )
     out: str | None = option(
-        None, "run folder; results/<model>-<hash of the settings> if not", metavar="DIR", local=True
+        None,
+        "run folder; by default results/<model>-<hash of the settings>",
+        metavar="DIR",
+        local=True,
     )
     resume: bool = option(True, "continue the run in the folder", local=True)
     report: bool = option(True, "build reports/index.html when done", local=True)
@@ -78,9 +81,9 @@ class RunConfig:
                 raise UsageError(f"{flag(name)} must be at least {bound}, not {value}")
         for value in self.temperature:
             if not math.isfinite(value) or value < 0:
-                raise UsageError(f"--temperature must be a number from 0, not {value}")
+                raise UsageError(f"--temperature must be a number of at least 0, not {value}")
         if not 0 < self.top_p <= 1:
-            raise UsageError(f"--top-p must lie above 0 and up to 1, not {self.top_p}")
+            raise UsageError(f"--top-p must be above 0 and at most 1, not {self.top_p}")
         for name in ("models", "methods", "datasets", "temperature", "engine"):
             values = getattr(self, name)
             if not values and name != "methods":

@@ -1,4 +1,4 @@
-"""The grid of a run and the keys that its turns are resumed by."""
+"""The grid of a run, and the keys by which finished turns are recognised."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from bench.files import canonical_sha256
 from bench.questions.history import Prompt
-from bench.records.runs import digest
 from bench.run.methods import Method
 
 PACKAGE = "chimera-bench"
@@ -17,9 +17,9 @@ PACKAGE = "chimera-bench"
 
 @dataclass(frozen=True)
 class Cell:
-    """Every resolved setting that can change a turn's ids or times, but the prompt.
+    """Every resolved setting that can change a turn's ids or times, except the prompt.
 
-    Field names are the records'. `repeat` is None for a method that cannot run at all.
+    Fields are named as in records. `repeat` is None for a method that cannot run at all.
     """
 
     model: str
@@ -43,17 +43,17 @@ class Cell:
 
     @property
     def id(self) -> str:
-        return digest(asdict(self))
+        return canonical_sha256(asdict(self))
 
     def key(self, prompt: Prompt | None) -> str:
-        """The resume key of one turn; of the whole cell where it cannot run (`prompt` None)."""
+        """The resume key of one turn, or of the whole cell where it cannot run (`prompt` None)."""
         turn = prompt and [prompt.prompt_id, prompt.turn, prompt.sha256, prompt.history]
-        return digest([asdict(self), turn, version(PACKAGE)])
+        return canonical_sha256([asdict(self), turn, version(PACKAGE)])
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One turn by one method, once."""
+class GridPoint:
+    """One repeat of one turn by one method at one temperature."""
 
     prompt: Prompt
     repeat: int
@@ -61,25 +61,26 @@ class Slot:
     method: Method
 
 
-def slots(
+def grid(
     prompts: Sequence[Prompt],
     repeats: int,
     temperatures: Sequence[float],
     methods: Sequence[Method],
     seed: int,
-) -> Iterator[Slot]:
+) -> Iterator[GridPoint]:
     """All turns of a run: repeats interleaved method by method within a turn, the methods in an
-    order shuffled by `seed`, so that drift hits every method alike."""
+    order shuffled by `seed`, so that drift affects every method equally."""
     for prompt in prompts:
         for repeat in range(repeats):
             for temperature in temperatures:
-                place = [seed, prompt.dataset, prompt.prompt_id, prompt.turn, repeat, temperature]
+                key = [seed, prompt.dataset, prompt.prompt_id, prompt.turn, repeat, temperature]
                 order = list(methods)
-                random.Random(digest(place)).shuffle(order)
+                random.Random(canonical_sha256(key)).shuffle(order)
                 for method in order:
-                    yield Slot(prompt, repeat, temperature, method)
+                    yield GridPoint(prompt, repeat, temperature, method)
 
 
 def generator_seed(seed: int, prompt: Prompt, repeat: int) -> int:
-    """Seed of one turn's sampling: the same for every method, another for every repeat."""
-    return int(digest([seed, prompt.dataset, prompt.prompt_id, prompt.turn, repeat])[:12], 16)
+    """Seed of one turn's sampling: the same for every method, different for every repeat."""
+    key = [seed, prompt.dataset, prompt.prompt_id, prompt.turn, repeat]
+    return int(canonical_sha256(key)[:12], 16)

@@ -26,9 +26,9 @@ class Method:
     """A method and its settings.
 
     Attributes:
-        name: as the entry point has it.
+        name: of the entry point.
         decoder: the class; None for the stock row.
-        settings: of the class's own type.
+        settings: of the class's `settings_type`.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Method:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Every parameter, defaults too, in the declared order."""
+        """Every parameter, defaults included, in the declared order."""
         return {f.name: getattr(self.settings, f.name) for f in self.settings.parameters()}
 
     @cached_property
@@ -51,16 +51,18 @@ class Method:
 
 
 Chosen = Callable[[Method], Mapping[str, Any]]
-"""Values for parameters that the user leaves open: of a method as it is without them."""
+"""A method as the user gave it -> values for the parameters that the user did not set."""
 
 
 def discover() -> dict[str, EntryPoint]:
-    """Installed decoders by name, this package's and any other's. UsageError if one is twice."""
+    """Installed decoders by name, of this and other packages. UsageError for a duplicate."""
     found: dict[str, EntryPoint] = {}
     for point in entry_points(group=GROUP):
         known = found.setdefault(point.name, point)
         if known.value != point.value:
-            raise UsageError(f"method {point.name!r} is both {known.value} and {point.value}")
+            raise UsageError(
+                f"method {point.name!r} is both {known.value} and {point.value}; uninstall one"
+            )
     if REFERENCE not in found:
         raise UsageError(f"no decoders are installed; run `pip install -e .` ({GROUP} is empty)")
     return dict(sorted(found.items()))
@@ -72,7 +74,8 @@ def resolve(
     tree: str | None = None,
     chosen: Chosen | None = None,
 ) -> list[Method]:
-    """The methods of a run, the reference first. UsageError for anything unknown or twice."""
+    """The methods of a run; the reference is added first if it is not named. UsageError for unknown
+    and duplicate names."""
     known = discover()
     weights = _checkpoints(checkpoints, known)
     methods = [method(text, known, weights, tree, chosen) for text in texts]
@@ -97,7 +100,7 @@ def method(
     tree: str | None = None,
     chosen: Chosen | None = None,
 ) -> Method:
-    """One method from `name` or `name(key=value,...)`; `chosen` is asked for what is left open."""
+    """One method from `name` or `name(key=value,...)`; `chosen` gives the other parameters."""
     name, given = parse(text)
     if name == STOCK:
         if given:

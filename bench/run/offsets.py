@@ -1,21 +1,25 @@
-"""Where in an answer's text its tokens end."""
+"""Where in an answer's text its tokens end.
+
+`tokenizers.decoders.DecodeStream` gives the same offsets for valid UTF-8, but not for answers with
+incomplete or invalid byte sequences: it raises or loses characters, and takes quadratic time.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-LOST = 64  # tokens that make no sense yet: from here on the answer is decoded from its start,
-GROWTH = 1.25  # and again once it is so many times as long
+LOST = 64  # tokens without decodable text, after which the answer is decoded from its start,
+GROWTH = 1.25  # and again each time it is longer by this factor
 
 
 def offsets(
     decode: Callable[[Sequence[int]], str], ids: Sequence[int], counts: Sequence[int], text: str
 ) -> list[int]:
-    """Characters of `text` that the first n ids give, for each n of `counts`.
+    """Characters of `text` that the first n ids give, for each n in `counts`.
 
     A character counts once its last byte is there. Only the newest ids are decoded at each count,
-    so the work grows with the answer and not with its square; over a long stretch that decodes to
-    something else until it is complete, offsets may stay where they were.
+    so the work is linear in the answer's length; within a long stretch that cannot be decoded until
+    it is complete, offsets may not advance.
 
     Args:
         decode: text of ids.
@@ -48,7 +52,7 @@ def offsets(
 
 
 def _shared(piece: str, text: str, at: int) -> int:
-    """How many characters of `piece` stand in `text` from `at` on."""
+    """Length of the common prefix of `piece` and `text[at:]`."""
     if text.startswith(piece, at):
         return len(piece)
     there = text[at : at + len(piece)]

@@ -1,4 +1,4 @@
-"""Runs and times turns: the only place that reads a clock or decides when an answer ends."""
+"""Runs and times turns: the only module that reads a clock or decides when an answer ends."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ CLOCK_TOLERANCE = 0.01  # share of decode_s by which phases and the host's clock
 
 @dataclass(frozen=True)
 class Turn:
-    """The figures of one answer; names and units are the records'. `steps` lacks where a step ends
-    in the text, which no one knows here."""
+    """The figures of one answer, with the names and units of records. `steps` do not say where a
+    step ends in the text; the recorder adds that."""
 
     output_ids: list[int]
     finish: str
@@ -47,7 +47,7 @@ class StopRule:
 
     Attributes:
         ids: the answer so far.
-        finish: "eos" or "length" once it has ended, until then None.
+        finish: "eos" or "length" once the answer has ended, None before.
     """
 
     def __init__(self, max_new_tokens: int, eos_ids: Collection[int]) -> None:
@@ -57,7 +57,7 @@ class StopRule:
         self.finish: str | None = None
 
     def take(self, block: Sequence[int]) -> int:
-        """Append what the answer keeps of `block`; how many ids that is."""
+        """Append the part of `block` that belongs to the answer; returns its length."""
         if not block:
             raise RuntimeError("the decoder emitted an empty block")
         before = len(self.ids)
@@ -79,14 +79,14 @@ def run_turn(
     max_new_tokens: int,
     eos_ids: Collection[int],
 ) -> Turn:
-    """Decode one answer and time it. Whatever the decoder raises passes through."""
+    """Decode one answer and time it. The decoder's exceptions are not caught."""
     target, clock = decoder.target, decoder.target.clock
     target.reserve(len(prompt_ids) + max_new_tokens + decoder.width)
     stop = StopRule(max_new_tokens, eos_ids)
     lengths: list[int] = []
-    drafts: list[tuple[int, int | None]] = []  # of each step: nodes, levels
+    drafts: list[tuple[int, int | None]] = []  # for each step: nodes, levels
     with torch.inference_mode():
-        _settle(target.device)
+        _quiesce(target.device)
         started = time.perf_counter()
         clock.start()
         blocks = decoder.decode(prompt_ids, sampling)
@@ -121,13 +121,13 @@ def run_turn(
 
 
 def _microseconds(steps: Iterable[Mapping[Phase, float]]) -> Iterator[list[int]]:
-    """Each step's [draft, verify, accept, other] in whole microseconds, rounded so that the steps
-    up to any of them add up to their seconds."""
-    seconds, told = [0.0] * len(PHASES), [0] * len(PHASES)
+    """Each step's [draft, verify, accept, other] in whole microseconds; the cumulative sums are
+    rounded, so that rounding errors do not add up."""
+    seconds, rounded = [0.0] * len(PHASES), [0] * len(PHASES)
     for step in steps:
         seconds = [sum_ + step[phase] for sum_, phase in zip(seconds, PHASES, strict=True)]
-        before, told = told, [round(1e6 * sum_) for sum_ in seconds]
-        yield [now - then for now, then in zip(told, before, strict=True)]
+        before, rounded = rounded, [round(1e6 * sum_) for sum_ in seconds]
+        yield [now - then for now, then in zip(rounded, before, strict=True)]
 
 
 def _next(blocks: Iterator[Block]) -> Block:
@@ -145,9 +145,9 @@ def run_stock(
     max_new_tokens: int,
     eos_ids: Collection[int],
 ) -> Turn:
-    """`model.generate` as transformers ships it; prefill is timed by a one-token call of its own.
+    """`model.generate` as transformers ships it; prefill is timed by a separate one-token call.
 
-    It draws from torch's global generator, which is seeded and put back.
+    It draws from torch's global generator, which is seeded and restored.
     """
     stop = StopRule(max_new_tokens, eos_ids)
     prompt = torch.tensor([prompt_ids], device=model.device)
@@ -156,7 +156,7 @@ def run_stock(
         config = _stock_config(model, sampling, tokens, eos_ids)
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(seed)
-            _settle(model.device)
+            _quiesce(model.device)
             started = time.perf_counter()
             output = model.generate(
                 prompt, attention_mask=torch.ones_like(prompt), generation_config=config
@@ -189,7 +189,7 @@ def run_stock(
 def _stock_config(
     model: Any, sampling: Sampling, max_new_tokens: int, eos_ids: Collection[int]
 ) -> GenerationConfig:
-    """Our settings and nothing of the checkpoint's own defaults."""
+    """The given settings, without the checkpoint's defaults."""
     eos = sorted(eos_ids)
     settings: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
@@ -205,8 +205,8 @@ def _stock_config(
     return GenerationConfig(**settings)
 
 
-def _settle(device: torch.device) -> None:
-    """Before a clock starts: the device is idle and its memory peak forgotten."""
+def _quiesce(device: torch.device) -> None:
+    """Before a clock starts: wait until the device is idle, and reset its memory peak."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""Looks tuned parameters up for the methods of a run."""
+"""Tuned parameters for the methods of a run."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from typing import Any
 from bench.decoding.decoder import TargetInfo
 from bench.environment import device_kind
 from bench.errors import UsageError
+from bench.files import cache_root
 from bench.records import tuned
 from bench.records.tuned import Entry, Place, Tuned
 from bench.run.methods import Method
 from bench.targets import registry as targets
 from bench.targets.registry import Target
-from bench.targets.smollm2 import cache_root
 
 SHIPPED = Path(__file__).with_name("tuned_files")
 
 
 def cache() -> Path:
-    """Where `bench.tune` keeps what it found on this machine."""
+    """Where `bench.tune` keeps its results on this machine."""
     return cache_root() / "tuned"
 
 
 def place(target: Target, engine: str, dtype: str, device: str) -> Place:
-    """What is tuned for. UsageError where the device is not there or the model cannot be found."""
+    """What parameters are tuned for. UsageError for a missing device or an unknown model."""
     return Place(device_kind(device), engine, target.name, targets.revision(target), dtype)
 
 
-class Shelf:
-    """Parameters for one place, by method: from the user's cache, else from the files that ship.
+class TunedParameters:
+    """Looks up the tuned parameters of each method: in the user's cache, else in the shipped files.
 
     Attributes:
-        taken: the entries that were handed out.
+        taken: the entries that the run uses.
     """
 
     def __init__(self, place: Place, model: str, device: str) -> None:
-        """`model` and `device` are what the user calls them."""
+        """`model` and `device` as the user gave them, for messages."""
         self.place = place
         self._called = f"--model {model}", f"--dtype {place.dtype} --device {device}"
         self.taken: dict[str, Entry] = {}
@@ -45,7 +45,7 @@ class Shelf:
         self._missing: list[Method] = []
 
     def __call__(self, method: Method) -> Mapping[str, Any]:
-        """Every parameter, as tuned; none for a method that cannot be tuned or cannot run here."""
+        """Every parameter, as tuned; empty for a method that cannot be tuned or cannot run here."""
         decoder, settings = method.decoder, method.settings
         info = TargetInfo(self.place.model)
         if decoder is None or not settings.grid() or decoder.unavailable(info, settings):
@@ -63,7 +63,7 @@ class Shelf:
         return self.taken[method.name].params
 
     def check(self) -> None:
-        """UsageError, with the command to run, where a method was asked for in vain."""
+        """UsageError, with the command to run, where no parameters were found for a method."""
         if not self._missing:
             return
         names = " ".join(dict.fromkeys(method.name for method in self._missing))
@@ -77,11 +77,11 @@ class Shelf:
 
     @property
     def text(self) -> str | None:
-        """What was taken, as the text of a file; None where nothing was."""
+        """The entries used, as the text of a file; None where none were."""
         return Tuned(self.place, self.taken).text() if self.taken else None
 
     def describe(self) -> list[str]:
-        """A line for each method that took tuned parameters: from which file."""
+        """A line for each method with tuned parameters: which file they are from."""
         source = {SHIPPED: "shipped"}
         return [
             f"tuned       {name}: {source.get(path.parent, 'cached')} {path.name}"

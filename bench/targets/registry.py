@@ -4,7 +4,6 @@ A target is a registered name, a folder of a transformers checkpoint or a model 
 """
 
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -14,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from bench.errors import UsageError
+from bench.errors import UsageError, first_line
+from bench.files import sha256_of_files
 from bench.targets import smollm2, synthetic
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def revision(target: Target) -> str:
         return smollm2.GGUF_SHA256
     if target.kind == "hub":
         return _commit(target)
-    return _sha256(_weights(partial(_in_folder, target)))
+    return sha256_of_files(_weights(partial(_in_folder, target)))
 
 
 def load(target: Target, device: str, dtype: "torch.dtype") -> Loaded:
@@ -208,6 +208,9 @@ def _pretrained(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
+    except (OSError, ValueError, ImportError) as error:
+        raise UsageError(_tokenizer_problem(name, error)) from error
+    try:
         model = AutoModelForCausalLM.from_pretrained(
             location,
             revision=revision,
@@ -216,8 +219,22 @@ def _pretrained(
             device_map=device,  # straight to the device, with no second copy in host memory
         )
     except (OSError, ValueError, ImportError) as error:
-        raise UsageError(f"{name} cannot be loaded: {_line(error)}") from error
+        raise UsageError(f"{name} cannot be loaded: {first_line(error)}") from error
     return model.requires_grad_(False).eval(), tokenizer
+
+
+def _tokenizer_problem(name: str, error: BaseException) -> str:
+    """Why the tokenizer does not load; transformers names tiktoken where it finds neither of the
+    packages that read a tokenizer.model."""
+    from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
+    readable = is_sentencepiece_available() and is_protobuf_available()
+    if not readable and re.search("sentencepiece|protobuf|tiktoken", str(error), re.IGNORECASE):
+        return (
+            f"{name}: its tokenizer needs the packages sentencepiece and protobuf; "
+            "run pip install 'chimera-bench[sentencepiece]'"
+        )
+    return f"{name} cannot be loaded: {first_line(error)}"
 
 
 def _eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
@@ -245,7 +262,8 @@ def _commit(target: Target) -> str:
         ) from error
     except (errors.HfHubHTTPError, OSError, ValueError) as error:
         raise UsageError(
-            f"{where} cannot be fetched ({_line(error)}); check the id, and log in if it is private"
+            f"{where} cannot be fetched ({first_line(error)}); check the id, and log in if it is "
+            "private"
         ) from error
     return Path(path).parent.name  # .../snapshots/<commit>/config.json
 
@@ -277,13 +295,3 @@ def _weights(find: Callable[[str], Path | None]) -> list[Path]:
             shards = [find(shard) for shard in sorted(names)]
             return [shard for shard in shards if shard] if all(shards) else []
     return []
-
-
-def _sha256(files: list[Path]) -> str:
-    """The sum of one file, or the sum of the sums of several."""
-    sums = [smollm2.sha256(path) for path in files]
-    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

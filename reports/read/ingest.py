@@ -21,7 +21,7 @@ from bench.errors import UsageError
 from bench.records import costs as cost_records
 from bench.records import journal
 from bench.records import runs as records
-from bench.records.journal import Record
+from bench.records.schema import COUNT, NUMBER, ORDINAL, SECONDS, Record
 from reports.read.processes import side_by_side
 
 LARGE = 1 << 25  # bytes of a file that two processes read
@@ -48,7 +48,7 @@ NAMES = (
     *("prompt_sha256", "history", "status", "finish"),
 )
 LISTS = ("output_ids", "accept_lengths")
-_COUNTS = (journal.COUNT, journal.ORDINAL, journal.NUMBER, journal.SECONDS)
+_COUNTS = (COUNT, ORDINAL, NUMBER, SECONDS)
 _numbers = itemgetter(
     *(n for n, field in records.FIELDS.items() if field.kind in _COUNTS and not field.optional)
 )

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.records.runs import STOCK_ENGINE, Record, digest
+from bench.files import canonical_sha256
+from bench.records.runs import STOCK_ENGINE, Record
 from reports.page.tables import Cell, Head, Page, Run, Section, Table, counted, listed
 
 # Of environment.json: what a figure depends on, and what it is called.
@@ -306,7 +307,7 @@ def _of_turns(turns: pd.DataFrame) -> Iterator[tuple[str, str, str]]:
         for run, own in shared.groupby("run", sort=False):
             for column, words in OF_TURN.items():
                 rows = own[["prompt_id", "turn", column]].astype(object).values.tolist()
-                said = digest(sorted([_said(value) for value in row] for row in rows))
+                said = canonical_sha256(sorted([_said(value) for value in row] for row in rows))
                 yield f"{words} of {dataset}, {model}", str(run), said[:8]
 
 

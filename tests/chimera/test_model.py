@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from baselines.medusa.model import Medusa, MedusaConfig
-from bench.decoding.target import TargetModel
+from bench.decoding.engines.eager import EagerTarget
 from chimera.drafter import Drafter
 from chimera.model import Chimera, ChimeraConfig, Standardise
 
@@ -93,7 +93,7 @@ class Bound:
         shell = LlamaForCausalLM(config).requires_grad_(False)
         shell.set_input_embeddings(text.embeddings)
         shell.lm_head.weight.copy_(text.head)
-        self._target, self._text = TargetModel(shell), text
+        self._target, self._text = EagerTarget(shell), text
         self._target.reserve(LENGTH + 4 * DEPTH)
         self.drafter = Drafter(model, self._target, torch.arange(VOCAB), spare=DEPTH)
 

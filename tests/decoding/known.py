@@ -15,6 +15,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from baselines.autoregressive import Autoregressive
 from bench.decoding.decoder import Decoder, Settings
+from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Committed, Step, TargetModel
 from bench.decoding.tree import TokenTree
@@ -33,7 +34,7 @@ class Verified:
     kept: Committed
 
 
-class WatchedTarget(TargetModel):
+class WatchedTarget(EagerTarget):
     """Notes, for the sequence in hand, its trees, what was kept of them and the forwards."""
 
     def __init__(self, model: Any) -> None:
@@ -103,13 +104,13 @@ def known_predictable(kv_heads: int, favourite: int | None = None) -> Known:
     return Known(predictable(kv_heads=kv_heads, favourite=favourite)[0])
 
 
-def tiny_model(vocab: int, seed: int = 0) -> LlamaForCausalLM:
-    """One layer, hidden size 32, random weights large enough that the context matters."""
+def tiny_model(vocab: int, seed: int = 0, layers: int = 1) -> LlamaForCausalLM:
+    """Hidden size 32, random weights large enough that the context matters."""
     config = LlamaConfig(
         vocab_size=vocab,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=1,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=256,

@@ -157,7 +157,7 @@ def test_sampling_repeats_with_its_seed(grouped_query: Known, make: Make) -> Non
 
 @each_decoder
 def test_prefill_in_chunks(known: Known, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bench.decoding.target.PREFILL_CHUNK", 5)
+    monkeypatch.setattr("bench.decoding.engines.eager.PREFILL_CHUNK", 5)
     check_greedy(known, make, known.prompts, TOKENS)
 
 

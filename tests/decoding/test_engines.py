@@ -4,7 +4,8 @@ of their kernels."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +18,8 @@ from bench.decoding.drafts.checkpoint import RANDOM
 from bench.decoding.engines import ops
 from bench.decoding.engines import trial as engines
 from bench.decoding.engines.compile import CompiledTarget, unsupported
+from bench.decoding.engines.eager import EagerTarget
+from bench.decoding.engines.exact import ExactTarget
 from bench.decoding.engines.graph import ROWS, WIDTHS, GraphTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Function, TargetModel
@@ -28,7 +31,8 @@ from tests.decoding.checks import TOLERANCE
 from tests.decoding.known import Known, Make, tiny_model
 
 TOKENS = 40
-STATIC = {"graph": GraphTarget, "compile": CompiledTarget}
+LAYERS = 8
+STATIC = {"graph": GraphTarget, "compile": CompiledTarget, "exact": ExactTarget}
 each_engine = pytest.mark.parametrize("engine", STATIC.values(), ids=STATIC.keys())
 
 
@@ -138,12 +142,12 @@ def test_the_same_tree_is_placed_as_the_same_object(engine: type[GraphTarget]) -
     target = engine(tiny_model(20))
     target.prefill([1, 2, 3])
     lasting = Topology.of([-1, 0, 0, 1])
-    first, second = (target.place(TokenTree(torch.arange(4) + k, lasting)) for k in range(2))
+    first, second = (target.pad(TokenTree(torch.arange(4) + k, lasting)) for k in range(2))
     assert first is second
     assert first.tokens.tolist()[:4] == [1, 2, 3, 4]
     assert target.forward(first) is not None
     moving = [
-        target.place(TokenTree(torch.arange(n), Topology.of(range(-1, n - 1), lasting=False)))
+        target.pad(TokenTree(torch.arange(n), Topology.of(range(-1, n - 1), lasting=False)))
         for n in (9, 5)
     ]
     assert moving[0] is moving[1] is not first
@@ -167,7 +171,7 @@ def test_a_tree_that_is_too_wide_is_refused(engine: type[GraphTarget]) -> None:
     target = engine(tiny_model(20))
     wide = TokenTree(torch.zeros(300, dtype=torch.long), Topology.of([-1] + [0] * 299))
     with pytest.raises(ValueError, match="takes trees of 256 nodes, not 300"):
-        target.place(wide)
+        target.pad(wide)
 
 
 def test_joined_projections_share_memory_with_the_modules() -> None:
@@ -179,7 +183,7 @@ def test_joined_projections_share_memory_with_the_modules() -> None:
         p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()
     }
     assert sum(storages.values()) == sum(p.nbytes for p in plain.parameters())
-    eager, again = TargetModel(plain), TargetModel(model)
+    eager, again = EagerTarget(plain), EagerTarget(model)
     for each in (eager, again):
         each.reserve(8)
     expected = eager.prefill([1, 2, 3]).logits
@@ -192,27 +196,85 @@ def test_an_engine_that_works_passes_its_trial(engine: type[GraphTarget]) -> Non
     assert engines.trial(engine(tiny_model(100))) is None
 
 
+def attention_of(engine: type[GraphTarget]) -> str:
+    return "attend_in_order" if engine.exact else "attend"
+
+
+def doubled_at(width: int) -> Callable[..., Any]:
+    """A kernel that is wrong from `width` rows on."""
+
+    def change(attend: Callable[..., Tensor], q: Tensor, *rest: Any) -> Tensor:
+        return attend(q, *rest) * (2.0 if q.shape[0] >= width else 1.0)
+
+    return change
+
+
+def without_rows(attend: Callable[..., Tensor], q: Tensor, *rest: Any) -> Tensor:
+    """Every fifth committed row is lost."""
+    keys, values, *more = rest
+    keys, values = keys.clone(), values.clone()
+    keys[:, 3:60:5] = 0.0
+    values[:, 3:60:5] = 0.0
+    return attend(q, keys, values, *more)
+
+
+def raising(*_: Any) -> Tensor:
+    raise RuntimeError("out of resource: shared memory\nand a trace")
+
+
 @each_engine
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (doubled_at(16), "width 16, context 60: a node's logits are off by"),
+        (doubled_at(64), "width 64, context 60: a node's logits are off by"),
+        (without_rows, "width 1, context 60: a node's logits are off by"),
+        (raising, "width 1, context 60: RuntimeError: out of resource"),
+    ],
+)
 def test_an_engine_with_a_broken_kernel_fails_its_trial(
-    engine: type[GraphTarget], monkeypatch: pytest.MonkeyPatch
+    engine: type[GraphTarget],
+    change: Callable[..., Tensor],
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    attend = ops.attend
+    name = attention_of(engine)
+    monkeypatch.setattr(ops, name, partial(change, getattr(ops, name)))
+    found = engines.trial(engine(tiny_model(100)))
+    assert found is not None
+    assert found.startswith(reason)
+    assert "trace" not in found
 
-    def doubled(q: Tensor, *rest: Any) -> Tensor:
-        return attend(q, *rest) * (2.0 if q.shape[0] == 16 else 1.0)
 
-    def raising(*_: Any) -> Tensor:
-        raise RuntimeError("out of resource: shared memory\nand a trace")
+def test_a_causal_mask_in_one_layer_fails_the_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    attend, calls = ops.attend, itertools.count()
 
-    for broken, reason in (
-        (doubled, "logits at width 16 are off by"),
-        (raising, "RuntimeError at"),
-    ):
-        monkeypatch.setattr(ops, "attend", broken)
-        found = engines.trial(engine(tiny_model(100)))
-        assert found is not None
-        assert found.startswith(reason)
-        assert "trace" not in found
+    def causal(q: Tensor, keys: Tensor, values: Tensor, length: Tensor, visible: Tensor) -> Tensor:
+        if next(calls) % LAYERS == 2:
+            visible = torch.ones_like(visible).tril()
+        return attend(q, keys, values, length, visible)
+
+    monkeypatch.setattr(ops, "attend", causal)
+    found = engines.trial(CompiledTarget(tiny_model(100, layers=LAYERS)))
+    assert found is not None
+    assert found.startswith("width 16, context 60: a node's logits")
+
+
+def test_sums_that_depend_on_the_width_fail_the_trial_of_exact(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In float32 the difference is a rounding, far below what other engines may have."""
+    attend = ops.attend_in_order
+
+    def nudged(q: Tensor, *rest: Any) -> Tensor:
+        out = attend(q, *rest)
+        return out if q.shape[0] == 1 else out * (1 + 2**-22)
+
+    monkeypatch.setattr(ops, "attend_in_order", nudged)
+    found = engines.trial(ExactTarget(tiny_model(100)))
+    assert found is not None
+    assert found.startswith("width 16")
+    assert found.endswith("are not those of one token at a time")
 
 
 def test_what_has_no_fused_form_says_why() -> None:
@@ -230,11 +292,11 @@ def test_without_a_gpu_an_engine_falls_back(engine: str) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize("engine", ["graph", "compile"])
+@pytest.mark.parametrize("engine", STATIC)
 @each_decoder
 def test_captured_ids_equal_eager(grouped_query: Known, make: Make, engine: str) -> None:
     model = copy.deepcopy(grouped_query.model).cuda()
-    expected = turns(TargetModel(model), make, grouped_query.prompts, 0.0)
+    expected = turns(EagerTarget(model), make, grouped_query.prompts, 0.0)
     target, reason = engines.make(model, "", engine)
     assert reason is None
     for _ in range(3):  # warm-up, capture, replay

@@ -16,6 +16,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.decoding.tree import Topology
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 RUNS = torch.cuda.is_available() or INTERPRETED
 DEVICE = "cpu" if INTERPRETED else "cuda"
@@ -59,8 +61,9 @@ def normal(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
-    """Relative error; NaN never passes."""
-    error = (found.double() - expected.double()).norm() / expected.double().norm()
+    """Error relative to the norm, or to one where sums cancel; NaN never passes."""
+    scale = expected.double().norm().clamp(min=1.0)
+    error = (found.double() - expected.double()).norm() / scale
     assert error < (1e-5 if dtype == torch.float32 else 1e-2), float(error)
 
 
@@ -309,3 +312,89 @@ def test_argmax_is_top_1(n: int, dtype: torch.dtype) -> None:
     logits = normal(n, 9000, dtype=dtype)
     logits[:, [8000, 4096, 4095]] = 9.0
     assert torch.equal(kernels.top(logits, 1)[1].squeeze(1), plain("argmax", logits))
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize("halves", [False, True])
+@pytest.mark.parametrize(("n", "k"), [(41, 576), (20, 2624)])
+def test_products_with_fixed_sums(n: int, k: int, halves: bool, dtype: torch.dtype) -> None:
+    """A row's product is the same alone and among others, bit for bit, and it is the product."""
+    from bench.decoding.engines import kernels
+
+    x = normal(37, k, dtype=dtype)
+    weight = normal(n * (1 + halves), k, dtype=dtype) * k**-0.5
+    norm = normal(k, dtype=dtype).abs()
+    nothing = (None, False, None, None)  # bias, SiLU, residual, affine
+    found = kernels.linear(x, weight, norm, 1e-5, halves, *nothing, fixed=True)
+    wide = plain("linear", x.float(), weight.float(), norm.float(), 1e-5, halves=halves)
+    close(found, wide, dtype)
+    for row in (0, 5, 16, 36):
+        alone = kernels.linear(x[row : row + 1], weight, norm, 1e-5, halves, *nothing, fixed=True)
+        same(alone[0], found[row])
+    if not halves:
+        sums = kernels.parts(x, weight, fixed=True)
+        close(sums.sum(dim=0), x.float() @ weight.float().t(), dtype)
+        same(kernels.parts(x[20:21], weight, fixed=True)[:, 0], sums[:, 20])
+
+
+@runs
+@each_dtype
+@pytest.mark.parametrize(("heads", "kv_heads", "size"), [(6, 2, 32), (3, 3, 64)])
+@pytest.mark.parametrize("committed", [0, 5, 60, 130])
+def test_attention_in_order(
+    committed: int, heads: int, kv_heads: int, size: int, dtype: torch.dtype
+) -> None:
+    """As its definition, and a drafted path as the same tokens one at a time, bit for bit."""
+    from bench.decoding.engines import kernels
+
+    parents = [-1, 0, 0, 1, 2, 4, 5, 5, 7, 8, 9]
+    tree, w, rows = Topology.of(parents, DEVICE), len(parents), 256
+    keys, values = (normal(kv_heads, rows, size, dtype=dtype) for _ in range(2))
+    values = values.flip(1)
+    q = normal(w, heads * size, dtype=dtype)
+    table = torch.zeros(w, w, dtype=torch.int32, device=DEVICE)
+    length = torch.tensor([committed], device=DEVICE)
+    kernels.ancestors(tree.ancestors, tree.depths, table)
+    assert table[10, :8].tolist() == [0, 2, 4, 5, 7, 8, 9, 10]
+    found = kernels.attend_in_order(q, heads, keys, values, tree.depths, table, length)
+    shape = (keys.float(), values.float(), tree.depths, table, length)
+    close(found, plain("attend_in_order", q.view(w, heads, size).float(), *shape), dtype)
+    masked = plain("attend", q.view(w, heads, size).float(), *shape[:2], length, tree.ancestors)
+    close(found, masked.flatten(1), dtype)
+    one = torch.zeros(1, dtype=torch.long, device=DEVICE)
+    for depth, node in enumerate(table[10, :8].tolist()):
+        place = committed + depth
+        for cached in (keys, values):
+            cached[:, place] = cached[:, committed + node].clone()
+        alone = kernels.attend_in_order(
+            q[node : node + 1], heads, keys, values, one, one.int()[None], length + depth
+        )
+        same(alone[0], found[node])
+
+
+@runs
+@each_dtype
+def test_rotation_into_the_cache(dtype: torch.dtype) -> None:
+    from bench.decoding.engines import kernels
+
+    heads, kv_heads, size, w, rows = 4, 2, 32, 5, 64
+    qkv = normal(w, (heads + 2 * kv_heads) * size, dtype=dtype)
+    depths = torch.tensor([0, 1, 1, 2, 3], device=DEVICE)
+    length = torch.tensor([7], device=DEVICE)
+    cos, sin = (normal(rows, size // 2, dtype=torch.float32) for _ in range(2))
+    caches = [torch.zeros(kv_heads, rows, size, dtype=dtype, device=DEVICE) for _ in range(4)]
+    q = plain("rotate", qkv.clone(), heads, *caches[:2], cos, sin, depths, length)
+    found = qkv.clone()
+    kernels.rotate(found, heads, caches[2], caches[3], cos, sin, depths, length)
+    close(found[:, : heads * size], q.flatten(1), dtype)
+    close(caches[2], caches[0], dtype)
+    close(caches[3], caches[1], dtype)
+
+
+def same(found: Tensor, expected: Tensor) -> None:
+    """Bit for bit on a GPU; the interpreter's products are numpy's, whose sums depend on shapes."""
+    if INTERPRETED:
+        torch.testing.assert_close(found, expected)
+    else:
+        assert torch.equal(found, expected)

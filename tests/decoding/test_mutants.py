@@ -11,7 +11,8 @@ from torch.nn.functional import pad
 
 from bench.decoding import decoder, verify
 from bench.decoding.cache import TreeCache
-from bench.decoding.target import Committed, Step, TargetModel
+from bench.decoding.engines.eager import EagerTarget
+from bench.decoding.target import Committed, Step
 from bench.decoding.tree import TokenTree, Topology
 from bench.decoding.verify import Verdict
 from tests.decoding.cases import SCRIPTED, oracle
@@ -41,10 +42,10 @@ def commit_a_row_too_many(patch: pytest.MonkeyPatch) -> None:
 
 
 def tree_one_position_late(patch: pytest.MonkeyPatch) -> None:
-    forward = TargetModel._forward
+    forward = EagerTarget._forward
 
     def late(
-        target: TargetModel,
+        target: EagerTarget,
         ids: Tensor,
         positions: Tensor,
         mask: Tensor | None,
@@ -52,7 +53,7 @@ def tree_one_position_late(patch: pytest.MonkeyPatch) -> None:
     ) -> Step:
         return forward(target, ids, positions + (mask is not None), mask, logits_to_keep)
 
-    patch.setattr(TargetModel, "_forward", late)
+    patch.setattr(EagerTarget, "_forward", late)
 
 
 def children_at_their_parents_position(patch: pytest.MonkeyPatch) -> None:
@@ -87,15 +88,15 @@ def parent_hidden(patch: pytest.MonkeyPatch) -> None:
 
 def bonus_lost(patch: pytest.MonkeyPatch) -> None:
     """Only the accepted tokens are emitted, where there are any."""
-    commit = TargetModel.commit
+    commit = EagerTarget.commit
 
     def without(
-        target: TargetModel, tree: TokenTree, verdict: Verdict, also: Tensor | None = None
+        target: EagerTarget, tree: TokenTree, verdict: Verdict, also: Tensor | None = None
     ) -> Committed:
         kept = commit(target, tree, verdict, also).wait()
         return kept._replace(ids=kept.ids[:-1] or kept.ids)
 
-    patch.setattr(TargetModel, "commit", without)
+    patch.setattr(EagerTarget, "commit", without)
 
 
 def last_accepted_token_as_bonus(patch: pytest.MonkeyPatch) -> None:

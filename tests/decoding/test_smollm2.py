@@ -11,8 +11,8 @@ from transformers import GenerationConfig
 
 from baselines.autoregressive import Autoregressive
 from bench.decoding.decoder import Settings
+from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.sampling import Sampling
-from bench.decoding.target import TargetModel
 from bench.questions import chat
 from bench.questions import sets as prompts
 from bench.run.runner import run_turn
@@ -48,7 +48,7 @@ def answered(loaded: targets.Loaded) -> list[Answered]:
 
 
 def _answered(loaded: targets.Loaded) -> Iterator[Answered]:
-    reference = Autoregressive(TargetModel(loaded.model), Settings())
+    reference = Autoregressive(EagerTarget(loaded.model), Settings())
     questions = prompts.spread(prompts.load("mini", None), 2).dataset
     for turns in questions["turns"]:
         messages: list[chat.Message] = []
@@ -77,7 +77,7 @@ def test_the_reference_equals_generate(loaded: targets.Loaded, answered: list[An
 def test_ids_equal_the_reference(
     loaded: targets.Loaded, answered: list[Answered], name: str
 ) -> None:
-    decoder = registered(PARAMETERS.get(name, name), MODEL)(TargetModel(loaded.model, MODEL))
+    decoder = registered(PARAMETERS.get(name, name), MODEL)(EagerTarget(loaded.model, MODEL))
     for known in answered:
         turn = run_turn(decoder, known.prompt, Sampling(), TOKENS, loaded.eos_ids)
         assert turn.output_ids == known.answer

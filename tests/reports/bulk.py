@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.files import canonical_sha256
 from bench.records import runs as records
 from tests.reports.fabricate import Record
 
@@ -88,8 +89,8 @@ def bulk(run: str, count: int, seed: int = 0) -> Iterator[Record]:
                 ids = ids[: draw.randrange(TOKENS)] + _ids(draw)
             shared = {
                 "run": run,
-                "cell": records.digest([place, method.name, method.params, repeat])[:16],
-                "key": records.digest([run, place, method.name, method.params, repeat]),
+                "cell": canonical_sha256([place, method.name, method.params, repeat])[:16],
+                "key": canonical_sha256([run, place, method.name, method.params, repeat]),
                 "model": model,
                 "dataset": name,
                 "prompt_id": str(question + 81),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.files import canonical_sha256
 from bench.records import runs as records
 
 Record = dict[str, Any]
@@ -63,7 +64,7 @@ def record(method: str = "autoregressive", **changes: Any) -> Record:
         made["prompt_sha256"] = made["prompt_sha256"].zfill(64)
     made.setdefault("new_tokens", 1 + sum(made["accept_lengths"] or []))
     made.setdefault("output_ids", [0] * made["new_tokens"])
-    made["key"] = records.digest(
+    made["key"] = canonical_sha256(
         [made[name] for name in ("run", "model", "engine", "method", "params", "dataset")]
         + [made[name] for name in ("temperature", "prompt_id", "turn", "repeat", "dtype")]
     )

@@ -116,7 +116,7 @@ def test_lines_are_counted_by_reason_and_some_are_named(tmp_path: Path) -> None:
     notices = build.load([folder]).notices
     assert len(notices) == 2
     assert "80 lines of records.jsonl left out, no record (lines 31, 33, 64, 66, " in notices[0]
-    assert "and 68 more; line 31: no record with schema" in notices[0]
+    assert "and 68 more; line 31: not a record with schema" in notices[0]
     assert "1,240 lines of records.jsonl left out, not JSON (lines 1-30, 32, 34-63, " in notices[1]
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from bench.errors import UsageError
+from bench.questions import registry
 from bench.questions import sets as prompts
 from bench.targets.synthetic import predictable, tokenizer
 from bench.training.conversations import Conversation
@@ -33,8 +34,8 @@ GIVEN = WriterSettings(batch=12, length=160)
 def packaged_sets_alone() -> Iterator[None]:
     """The others would be fetched."""
     with pytest.MonkeyPatch.context() as patch:
-        packaged = {name: prompts.REGISTRY[name] for name in ("mini", "tuning")}
-        patch.setattr(prompts, "REGISTRY", packaged)
+        packaged = {name: registry.REGISTRY[name] for name in ("mini", "tuning")}
+        patch.setattr(registry, "REGISTRY", packaged)
         yield
 
 

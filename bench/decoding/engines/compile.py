@@ -4,7 +4,7 @@ through torch.compile, all in CUDA graphs.
 One row, or a few by small matrices, go through a layer as [norm, q k v] -> [rotate, write to the
 cache, attend] -> [combine] -> [o, add] -> [norm, gate and up, SwiGLU] -> [down, add]; a few rows by
 large matrices have [add, norm] as a kernel of its own, and o and down leave sums that it adds. More
-rows than `ops.FEW` are the library's. Projections that read the same input are one matrix; the
+rows than `shapes.FEW` are the library's. Projections that read the same input are one matrix; the
 modules keep views of it, so no weight is stored twice.
 """
 
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 from transformers import LlamaForCausalLM
 
-from bench.decoding.engines import ops
-from bench.decoding.engines.graph import GraphTarget, Slot
+from bench.decoding.engines import ops, shapes
+from bench.decoding.engines.graph import GraphTarget, StaticBuffers
 from bench.decoding.target import Function, Step
 
 
@@ -61,6 +61,10 @@ class CompiledTarget(GraphTarget):
         self._layers = [_layer(layer) for layer in model.base_model.layers]
         self._final: Tensor = model.base_model.norm.weight
 
+    @classmethod
+    def unavailable(cls, model: Any) -> str | None:
+        return super().unavailable(model) or unsupported(model)
+
     def fuse(self, function: Function) -> Function:
         if self.device.type != "cuda":
             return function
@@ -84,24 +88,16 @@ class CompiledTarget(GraphTarget):
             cos, sin = (t[0, :, :half].float().contiguous() for t in (cos, sin))
             self._rotation = cos, sin
 
-    def run(self, slot: Slot) -> Step:
+    def run(self, buffers: StaticBuffers) -> Step:
+        self._begin(buffers)
         taps = {}
-        x = ops.embed(slot.tokens, self.embeddings().weight)  # [w, d]
+        x = ops.embed(buffers.tokens, self.embeddings().weight)  # [w, d]
         change = None  # what the block before adds to x, not added yet
         for k, (layer, cached) in enumerate(
             zip(self._layers, self.cache.layers, strict=True), start=1
         ):
             x, qkv = self._project(x, change, layer.attention_norm, layer.qkv)
-            attended = ops.attend_rotated(
-                qkv,
-                self._heads,
-                cached.keys[0],
-                cached.values[0],
-                *self._rotation,
-                slot.depths,
-                self.length,
-                slot.visible,
-            )
+            attended = self._attend(qkv, cached.keys[0], cached.values[0], buffers)
             x, change = self._add(x, attended, layer.o)
             x, inner = self._project(x, change, layer.feed_forward_norm, layer.gate_up, gated=True)
             x, change = self._add(x, inner, layer.down)
@@ -109,22 +105,34 @@ class CompiledTarget(GraphTarget):
                 x, change = x if change is None else x + change.sum(dim=0).to(x.dtype), None
                 taps[k] = x
         _, hidden = ops.add_norm(x, change, self._final, self._eps)
-        return Step(ops.linear(hidden, self.head().weight), hidden, taps)
+        return Step(ops.linear(hidden, self.head().weight, fixed=self.exact), hidden, taps)
+
+    def _begin(self, buffers: StaticBuffers) -> None:
+        """What a forward's layers share is made here."""
+
+    def _attend(self, qkv: Tensor, keys: Tensor, values: Tensor, buffers: StaticBuffers) -> Tensor:
+        """[w, H D] from qkv [w, (H + 2G) D], a layer's keys and values [G, rows, D]."""
+        tree = (buffers.depths, self.length, buffers.visible)
+        return ops.attend_rotated(qkv, self._heads, keys, values, *self._rotation, *tree)
+
+    def _whole(self, rows: int, weight: Tensor) -> bool:
+        """Whether one kernel takes the product with norm and residual."""
+        return shapes.whole(rows, weight)
 
     def _project(
         self, x: Tensor, change: Tensor | None, norm: Tensor, weight: Tensor, gated: bool = False
     ) -> tuple[Tensor, Tensor]:
         """(x + change, weight norm(x + change)), the latter gated if asked."""
-        if change is None and ops.whole(x.shape[0], weight):
-            return x, ops.linear(x, weight, norm, self._eps, halves=gated)
+        if change is None and self._whole(x.shape[0], weight):
+            return x, ops.linear(x, weight, norm, self._eps, halves=gated, fixed=self.exact)
         x, normed = ops.add_norm(x, change, norm, self._eps)
-        return x, ops.linear(normed, weight, halves=gated)
+        return x, ops.linear(normed, weight, halves=gated, fixed=self.exact)
 
     def _add(self, x: Tensor, inner: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """x and what is still to be added to it [P, w, d], or their sum and None."""
-        if ops.whole(x.shape[0], weight):
-            return ops.linear(inner, weight, residual=x), None
-        return x, ops.parts(inner, weight)
+        if self._whole(x.shape[0], weight):
+            return ops.linear(inner, weight, residual=x, fixed=self.exact), None
+        return x, ops.parts(inner, weight, fixed=self.exact)
 
 
 def _layer(layer: Any) -> _Layer:

@@ -36,8 +36,15 @@ class GraphTarget(TargetModel):
         super().__init__(model, name)
         AttentionInterface.register(ATTENTION, _attend)
         self.epoch = 0  # goes up when captured addresses are no longer valid
-        self._slots: dict[int, Slot] = {}
+        self._buffers: dict[int, StaticBuffers] = {}
+        self._root_landing = _pinned(1, self.device)
         self.reserve(min(ROWS, round_up(self.max_positions)))
+
+    @classmethod
+    def unavailable(cls, model: Any) -> str | None:
+        if model.device.type != "cuda":
+            return f"CUDA graphs need a GPU, not {model.device.type}"
+        return None
 
     def reserve(self, rows: int) -> None:
         """Room for `rows` rows and a padded tree behind them; captures again if it has to grow."""
@@ -45,14 +52,14 @@ class GraphTarget(TargetModel):
         super().reserve(rows + WIDTHS[-1])
         if self.cache.capacity != before:
             self.epoch += 1
-            self._slots.clear()
+            self._buffers.clear()
 
     def tap(self, *layers: int) -> None:
         known = len(self._taps)
         super().tap(*layers)
         if len(self._taps) > known:
             self.epoch += 1
-            self._slots.clear()
+            self._buffers.clear()
 
     def capture(self, function: Function) -> Function:
         return _Captured(self, function)  # type: ignore[return-value]
@@ -83,9 +90,9 @@ class GraphTarget(TargetModel):
         parts: list[Step] = []
         for chunk in torch.split(self.tensor(prompt_ids), WIDTHS[-1]):
             n = chunk.shape[0]
-            slot = self._slot(n)
-            slot.tokens[:n].copy_(chunk)
-            step = self.forward(slot.chain()).first(n)
+            buffers = self._buffers_for(n)
+            buffers.tokens[:n].copy_(chunk)
+            step = self.forward(buffers.chain()).first(n)
             self.cache.advance(n)
             self.length.add_(n)
             # Out of the buffers that the next forward overwrites.
@@ -93,28 +100,28 @@ class GraphTarget(TargetModel):
             parts.append(Step(step.logits[-1:].clone(), step.hidden.clone(), taps))
         return Step.joined(parts)
 
-    def place(self, tree: TokenTree) -> TokenTree:
+    def pad(self, tree: TokenTree) -> TokenTree:
         """Padded to a captured width, in its buffers; the same object for the same shape."""
-        return self._slot(tree.width).take(tree)
+        return self._buffers_for(tree.width).take(tree)
 
     def forward(self, tree: TokenTree) -> Step:
-        """Run a placed tree behind the committed rows; nothing is committed. The step's tensors
+        """Run a padded tree behind the committed rows; nothing is committed. The step's tensors
         are overwritten by the next forward of the same width."""
         self.cache.begin(tree.width, exact=True)  # refuses what does not fit
-        slot = self._slots[tree.width]
-        slot.show(tree)
-        return slot.run()
+        buffers = self._buffers[tree.width]
+        buffers.show(tree)
+        return buffers.run()
 
-    def record(self, tree: TokenTree, verdict: Verdict) -> Verdict:
-        """In the slot, and counted on the device."""
-        kept = self._slots[tree.width].verdict
+    def store_verdict(self, tree: TokenTree, verdict: Verdict) -> Verdict:
+        """In the buffers of its width, and counted on the device."""
+        kept = self._buffers[tree.width].verdict
         kept.length.copy_(verdict.length)
         kept.bonus.copy_(verdict.bonus)
         kept.path[: verdict.path.shape[0]].copy_(verdict.path)
         self.length.add_(verdict.length + 1)
         return kept
 
-    def settle(self, tree: TokenTree, verdict: Verdict) -> Verdict:
+    def move_accepted(self, tree: TokenTree, verdict: Verdict) -> Verdict:
         """Move the accepted rows, on the device."""
         height = tree.topology.height
         most = tree.width - 1 if height is None else height
@@ -122,40 +129,42 @@ class GraphTarget(TargetModel):
         return verdict
 
     def commit(self, tree: TokenTree, verdict: Verdict, also: Tensor | None = None) -> Reading:
-        slot = self._slots[tree.width]
-        return _Copy(self.cache, slot.packed, also, slot.landing, tree.width)
+        buffers = self._buffers[tree.width]
+        return _Copy(self.cache, buffers.packed, also, buffers.landing, tree.width)
 
-    def _slot(self, width: int) -> Slot:
-        """The captured width that takes `width` tokens."""
+    def commit_root(self, token: Tensor) -> Reading:
+        self.cache.advance(1)
+        return _RootCopy(token, self._root_landing)
+
+    def _buffers_for(self, width: int) -> StaticBuffers:
+        """Those of the captured width that takes `width` tokens."""
         w = next((w for w in WIDTHS if w >= width), None)
         if w is None:
             raise ValueError(f"engine {self.engine} takes trees of {WIDTHS[-1]} nodes, not {width}")
-        if w not in self._slots:
-            self._slots[w] = Slot(self, w)
-        return self._slots[w]
+        if w not in self._buffers:
+            self._buffers[w] = StaticBuffers(self, w)
+        return self._buffers[w]
 
-    def run(self, slot: Slot) -> Step:
-        """The forward of a slot's buffers, as a function of tensors."""
-        rows = self.length + torch.arange(slot.width, device=self.device)
+    def run(self, buffers: StaticBuffers) -> Step:
+        """The forward of what lies in `buffers`, as a function of tensors."""
+        rows = self.length + torch.arange(buffers.width, device=self.device)
         usual = self.model.config._attn_implementation
         self.model.set_attn_implementation(ATTENTION)
         self.cache.write_to = rows
         try:
-            output = self.model(
-                input_ids=slot.tokens[None],
-                position_ids=(self.length + slot.depths)[None],
-                attention_mask=slot.visible[None, None],
-                past_key_values=self.cache,
-                use_cache=True,
+            return self._run_model(
+                input_ids=buffers.tokens[None],
+                # drafts past the last position are never emitted
+                position_ids=(self.length + buffers.depths).clamp(max=self.max_positions - 1)[None],
+                attention_mask=buffers.visible[None, None],
                 committed=self.length,
             )
         finally:
             self.cache.write_to = None
             self.model.set_attn_implementation(usual)
-        return Step(output.logits[0], self._hidden, self._states())
 
 
-class Slot:
+class StaticBuffers:
     """Buffers of forwards of one width, and of the trees and verdicts that go with them."""
 
     def __init__(self, target: GraphTarget, width: int) -> None:
@@ -169,8 +178,7 @@ class Slot:
         # length, bonus, path, tokens: what a commit reads, in one piece
         self.packed = numbers(2 + 2 * width)
         self.tokens = self.packed[2 + width :]
-        pinned = target.device.type == "cuda"
-        self.landing = torch.empty(self.packed.shape, dtype=torch.long, pin_memory=pinned)
+        self.landing = _pinned(self.packed.shape[0], target.device)
         self.verdict = Verdict(self.packed[0], self.packed[2 : 2 + width], self.packed[1])
         self.run: Callable[[], Step] = target.capture(lambda: target.run(self))
         acceptable = torch.zeros(width, dtype=torch.bool, device=target.device)
@@ -237,6 +245,11 @@ class Slot:
             padded.acceptable[:w].copy_(topology.acceptable)
 
 
+def _pinned(count: int, device: torch.device) -> Tensor:
+    """int64 [count] on the host, where copies from the device need not wait."""
+    return torch.empty(count, dtype=torch.long, pin_memory=device.type == "cuda")
+
+
 def _over(
     parents: Tensor,
     acceptable: Tensor,
@@ -251,6 +264,19 @@ def _over(
     return topology
 
 
+class _RootCopy:
+    """One token on its way to the host."""
+
+    def __init__(self, token: Tensor, landing: Tensor) -> None:
+        self._landing = landing
+        self._arrived = _start_copy(token, landing)
+
+    def wait(self) -> Committed:
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return Committed([0], self._landing.tolist(), [])
+
+
 class _Copy:
     """A verdict on its way to the host; what is launched meanwhile does not delay it."""
 
@@ -262,10 +288,7 @@ class _Copy:
         if also is not None:
             self._landing = torch.cat((packed, also)).cpu()
             return
-        landing.copy_(packed, non_blocking=True)
-        if packed.is_cuda:
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+        self._arrived = _start_copy(packed, landing)
 
     def wait(self) -> Committed:
         if self._arrived is not None:
@@ -275,6 +298,16 @@ class _Copy:
         path, tokens = rest[: length + 1], rest[w : 2 * w]
         self._cache.advance(length + 1)
         return Committed(path, [*(tokens[i] for i in path[1:]), bonus], rest[2 * w :])
+
+
+def _start_copy(numbers: Tensor, landing: Tensor) -> torch.cuda.Event | None:
+    """Starts a copy to pinned memory; the event after it, None where there is none to wait for."""
+    landing.copy_(numbers, non_blocking=True)
+    if not numbers.is_cuda:
+        return None
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    arrived.record()
+    return arrived
 
 
 @dataclass

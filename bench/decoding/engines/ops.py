@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-FEW = 64  # rows that our products take; more go to the library
-WIDE = 2560  # columns that a program holds at once
+from bench.decoding.engines.shapes import PART, TILE, multiplies
 
 
 def linear(
@@ -26,8 +25,9 @@ def linear(
     silu: bool = False,
     residual: Tensor | None = None,
     affine: tuple[Tensor, Tensor] | None = None,
+    fixed: bool = False,
 ) -> Tensor:
-    """x [w, K] by weight [N, K] -> [w, N], with what stands before and behind it, in this order.
+    """x [w, K] by weight [N, K] -> [w, N], fused with its neighbours in this order.
 
     Args:
         norm: weight [K] of an RMS norm of x before, with `eps`.
@@ -36,48 +36,34 @@ def linear(
         silu: SiLU of that.
         residual: [w, N] or [1, N], added.
         affine: (scale, shift), each [N].
+        fixed: the same sums in the same order for a row, however many rows there are.
     """
-    if _on_gpu(x) and _ours(x, weight):
+    if _on_gpu(x) and (fixed or multiplies(x.shape[0], x.itemsize, weight)):
         from bench.decoding.engines import kernels
 
-        return kernels.linear(x, weight, norm, eps, halves, bias, silu, residual, affine)
+        return kernels.linear(x, weight, norm, eps, halves, bias, silu, residual, affine, fixed)
     if norm is not None:
         _, x = add_norm(x, None, norm, eps)
-    out = gated(x, weight) if halves else F.linear(x, weight)
+    if fixed:
+        out = _in_tiles(x, weight)
+        out = _swiglu(out) if halves else out
+    else:
+        out = gated(x, weight) if halves else F.linear(x, weight)
     out = out if bias is None else out + bias
     out = F.silu(out) if silu else out
     out = out if residual is None else out + residual
     return out if affine is None else out * affine[0] + affine[1]
 
 
-def small(weight: Tensor) -> bool:
-    """Whether a kernel's programs can each hold all they need of a matrix [N, K] at once."""
-    return weight.shape[1] <= WIDE and weight.numel() <= 2**22
-
-
-def whole(rows: int, weight: Tensor) -> bool:
-    """Whether one kernel takes such a product with norm and residual: a few rows of a small matrix
-    [N, K], or one row where K falls into equal tiles. Otherwise the norm comes before and the
-    residual behind."""
-    K = weight.shape[1]
-    return (rows <= FEW and small(weight)) or (rows == 1 and (K <= WIDE or K & (K - 1) == 0))
-
-
-def _ours(x: Tensor, weight: Tensor) -> bool:
-    """Whether our kernels multiply: one row, or a few in half precision, but for many outputs of a
-    short K, where the library is as good."""
-    rows, K = x.shape
-    if x.itemsize > 2:
-        return rows == 1 and whole(1, weight)
-    return rows == 1 or (rows <= FEW and (small(weight) or K > WIDE))
-
-
-def parts(x: Tensor, weight: Tensor) -> Tensor:
-    """x [w, K] by weight [N, K] -> [P, w, N], to be summed over P parts of K."""
-    if _on_gpu(x) and x.itemsize == 2:
+def parts(x: Tensor, weight: Tensor, fixed: bool = False) -> Tensor:
+    """x [w, K] by weight [N, K] -> [P, w, N], to be summed over P parts of K; `fixed` as `linear`
+    has it."""
+    if _on_gpu(x) and (fixed or x.itemsize == 2):
         from bench.decoding.engines import kernels
 
-        return kernels.parts(x, weight)
+        return kernels.parts(x, weight, fixed)
+    if fixed:
+        return _in_tiles(x, weight)[None]
     halves = zip(x.chunk(2, 1), weight.chunk(2, 1), strict=True)
     return torch.stack([F.linear(*half) for half in halves])
 
@@ -88,8 +74,18 @@ def gated(x: Tensor, weight: Tensor) -> Tensor:
         from bench.decoding.engines import kernels
 
         return kernels.gated(x, weight)
-    gate, up = F.linear(x, weight).chunk(2, dim=-1)
+    return _swiglu(F.linear(x, weight))
+
+
+def _swiglu(both: Tensor) -> Tensor:
+    gate, up = both.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def _in_tiles(x: Tensor, weight: Tensor) -> Tensor:
+    """x [w, K] by weight [N, K] -> [w, N], in products of TILE rows each."""
+    padded = F.pad(x, (0, 0, 0, -x.shape[0] % TILE))
+    return torch.cat([F.linear(tile, weight) for tile in torch.split(padded, TILE)])[: x.shape[0]]
 
 
 def add_norm(x: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -214,6 +210,102 @@ def place(
     keys.index_copy_(1, rows, k.transpose(0, 1))
     values.index_copy_(1, rows, v.transpose(0, 1))
     return q
+
+
+def rotate(
+    qkv: Tensor,
+    heads: int,
+    keys: Tensor,
+    values: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    depths: Tensor,
+    length: Tensor,
+) -> Tensor:
+    """Rotate a tree's queries and keys; write its keys and values to the cache.
+
+    Args:
+        as `attend_rotated` takes them; the queries of `qkv` may be overwritten.
+
+    Returns:
+        the queries, [w, H, D].
+    """
+    w, size, kv_heads = qkv.shape[0], keys.shape[-1], keys.shape[0]
+    vectors = qkv.view(w, heads + 2 * kv_heads, size)
+    if _on_gpu(qkv):
+        from bench.decoding.engines import kernels
+
+        kernels.rotate(qkv, heads, keys, values, cos, sin, depths, length)
+        return vectors[:, :heads]
+    q, k, v = torch.split(vectors, [heads, kv_heads, kv_heads], dim=1)
+    turn = tuple(table[length + depths][:, None] for table in (cos, sin))
+    q, k = (_rotate(x, *turn) for x in (q, k))
+    rows = length + torch.arange(w, device=qkv.device)
+    keys.index_copy_(1, rows, k.transpose(0, 1))
+    values.index_copy_(1, rows, v.transpose(0, 1))
+    return q
+
+
+def ancestors(visible: Tensor, depths: Tensor, table: Tensor) -> None:
+    """table[i, k] = the node on i's path k levels below the root; other entries stay.
+
+    Args:
+        visible: bool [w, w], each node's path to the root, itself included.
+        depths: int64 [w].
+        table: int32 [w, w], with nothing but indices of nodes in it.
+    """
+    if _on_gpu(visible):
+        from bench.decoding.engines import kernels
+
+        kernels.ancestors(visible, depths, table)
+        return
+    node, above = visible.nonzero(as_tuple=True)
+    table[node, depths[above]] = above.to(table.dtype)
+
+
+def attend_in_order(
+    q: Tensor, keys: Tensor, values: Tensor, depths: Tensor, table: Tensor, length: Tensor
+) -> Tensor:
+    """Attention of each node to its path in order of position, committed rows and ancestors alike:
+    the sums of a drafted path are those of the same tokens once they are committed.
+
+    Args:
+        q: [w, H, D], rotated.
+        keys, values: [G, rows, D]; rows `length` .. `length + w - 1` are the tree's.
+        depths: int64 [w].
+        table: int32 [w, w] as `ancestors` leaves it.
+        length: int64 [1].
+
+    Returns:
+        [w, H D].
+    """
+    w, heads, size = q.shape
+    kv_heads = keys.shape[0]
+    if _on_gpu(q):
+        from bench.decoding.engines import kernels
+
+        return kernels.attend_in_order(q, heads, keys, values, depths, table, length)
+    last = length + depths  # [w], positions
+    s = torch.arange(int(last.max()) // PART * PART + PART, device=q.device)
+    path = table.gather(1, (s[None] - length).clamp(0, w - 1).expand(w, -1)).long()
+    seen = s <= last[:, None]  # [w, S]
+    rows = torch.where(seen, torch.where(s < length, s, length + path), 0)
+    x = q.view(w, kv_heads, -1, size).float() * size**-0.5  # [w, G, H / G, D]
+    group = x.shape[2]
+    x = F.pad(x, (0, 0, 0, -group % TILE))  # products of one shape, however few heads share a key
+    top = torch.full((*x.shape[:3], 1), -torch.inf, device=q.device)
+    weight, acc = torch.zeros_like(top), torch.zeros_like(x)
+    for rows_of_part, live in zip(
+        torch.split(rows, PART, 1), torch.split(seen, PART, 1), strict=True
+    ):
+        k, v = (t[:, rows_of_part].transpose(0, 1).float() for t in (keys, values))  # [w, G, P, D]
+        score = (x @ k.transpose(2, 3)).masked_fill(~live[:, None, None], -torch.inf)
+        new = torch.maximum(top, score.amax(dim=3, keepdim=True))
+        p, fade = torch.exp(score - new), torch.exp(top - new)
+        weight = weight * fade + p.sum(dim=3, keepdim=True)
+        acc = acc * fade + p @ v
+        top = new
+    return (acc / weight)[:, :, :group].to(q.dtype).reshape(w, heads * size)
 
 
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:

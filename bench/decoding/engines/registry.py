@@ -1,3 +1,17 @@
-"""Names of the engines; no torch."""
+"""The engines by name; imports no torch, so that settings, records and reports may read it."""
 
-ENGINES = ("eager", "graph", "compile")
+from __future__ import annotations
+
+from types import MappingProxyType
+
+# name -> module and class of its target model, imported when a target is made on it
+CLASSES = MappingProxyType(
+    {
+        "eager": "bench.decoding.engines.eager:EagerTarget",
+        "graph": "bench.decoding.engines.graph:GraphTarget",
+        "compile": "bench.decoding.engines.compile:CompiledTarget",
+        "exact": "bench.decoding.engines.exact:ExactTarget",
+    }
+)
+ENGINES = tuple(CLASSES)  # in the order of every table
+EAGER = ENGINES[0]  # runs any model; where another engine cannot run, rows fall back to it

@@ -1,58 +1,113 @@
-"""Engines by name: how a target's forwards, drafts and acceptance are executed."""
+"""A target on an engine: made, tried against plain forwards, or replaced by `eager`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from bench.decoding.engines.compile import CompiledTarget, unsupported
-from bench.decoding.engines.graph import GraphTarget
+from bench.decoding.engines.eager import EagerTarget
+from bench.decoding.engines.graph import WIDTHS
+from bench.decoding.engines.registry import CLASSES, EAGER
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
 
-TRIED = (1, 16, 64)  # widths of the forwards that a new engine is tried on
-NEAR = 0.2  # relative error of logits that half precision and many layers may leave
+# Tokens before the tree: few, so that a lost row shows, with a path that crosses a part of the
+# keys; and many parts of them.
+CONTEXTS = (60, 600)
+DEEPEST = 16  # levels of a tree that the trial leaves room for
+NOISE_WIDTH = 64
+# Relative error of a node's logits; correct kernels in bfloat16 are at 0.004. Where plain forwards
+# differ from themselves by more, a tree of NOISE_WIDTH nodes against one token at a time, as those
+# of random weights do, twice that.
+NEAR = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.01}
 
 
 def make(model: Any, name: str, engine: str) -> tuple[TargetModel, str | None]:
     """(target on `engine`, None), or (target on `eager`, why `engine` cannot run here)."""
-    if engine == "eager":
-        return TargetModel(model, name), None
-    reason = None
-    if model.device.type != "cuda":
-        reason = f"CUDA graphs need a GPU, not {model.device.type}"
-    elif engine == "compile":
-        reason = unsupported(model)
+    kind = load(engine)
+    reason = kind.unavailable(model)
     if reason is None:
-        target = (CompiledTarget if engine == "compile" else GraphTarget)(model, name)
-        reason = trial(target)
+        target = kind(model, name)
+        reason = None if engine == EAGER else trial(target)
         if reason is None:
             return target, None
-    return TargetModel(model, name), f"{engine} cannot run here: {reason}"
+    return EagerTarget(model, name), f"{engine} cannot run here: {reason}"
+
+
+def load(engine: str) -> type[TargetModel]:
+    """The engine's class."""
+    module, _, name = CLASSES[engine].partition(":")
+    kind: type[TargetModel] = getattr(import_module(module), name)
+    return kind
 
 
 @torch.no_grad()
 def trial(target: TargetModel) -> str | None:
-    """Why the engine's forwards fail on this device, in one line: what they raised, a kernel that
-    asks for more than the chip has for one, or that their logits are not those of plain forwards;
-    None where they work."""
-    plain, vocabulary = TargetModel(target.model, target.name), target.vocab_size
-    prompt = [token % vocabulary for token in range(40)]
-    plain.reserve(len(prompt) + max(TRIED))
-    for width in TRIED:
-        parents = [-1, *(node // 2 for node in range(width - 1))]
-        tokens = torch.arange(width, device=target.device) % vocabulary
-        tree = TokenTree(tokens, Topology.of(parents, target.device))
+    """Why the engine's forwards fail on this device, in one line: the error they raised (such as a
+    kernel that needs more shared memory than the chip has), how far a node's logits are from those
+    of plain forwards, or, where the engine promises it, a path whose logits are not those of one
+    token at a time, bit for bit. None where they work.
+
+    Every captured width is tried behind a short context and a long one.
+    """
+    plain = EagerTarget(target.model, target.name)
+    for tokens in CONTEXTS:
+        tokens = max(min(tokens, target.max_positions - DEEPEST), 1)
+        prompt = [(7 * i * i + i) % target.vocab_size for i in range(tokens)]
+        plain.reserve(len(prompt) + WIDTHS[-1])
         plain.prefill(prompt)
-        expected = plain.forward(plain.place(tree)).logits.float()
-        try:
-            target.prefill(prompt)
-            found = target.forward(target.place(tree)).first(width).logits.float()
-        except Exception as error:  # whatever a compiler or the device raises
-            said = str(error).strip().partition("\n")[0]
-            return f"{type(error).__name__} at width {width}: {said}"
-        off = float((found - expected).norm() / expected.norm())
-        if not off <= NEAR:  # NaN is not
-            return f"logits at width {width} are off by {off:.0%}"
+        expected = {width: plain.forward(_tree(plain, width)).logits for width in WIDTHS}
+        path = _one_at_a_time(plain, _tree(plain, NOISE_WIDTH))
+        noise = max(_off(logits, expected[NOISE_WIDTH][node]) for node, logits in path)
+        near = max(NEAR[target.dtype], 2 * noise)
+        for width in WIDTHS:
+            try:
+                why = _try(target, prompt, expected[width], near)
+            except Exception as error:  # whatever a compiler or the device raises
+                why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+            if why is not None:
+                return f"width {width}, context {len(prompt)}: {why}"
     return None
+
+
+def _try(target: TargetModel, prompt: Sequence[int], expected: Tensor, near: float) -> str | None:
+    """Why a tree's forward behind `prompt` fails; expected: [w, V], plain logits of its nodes."""
+    tree = _tree(target, expected.shape[0])
+    target.reserve(len(prompt) + WIDTHS[-1])
+    target.prefill(prompt)
+    found = target.forward(target.pad(tree)).first(tree.width).logits.clone()
+    off = max(map(_off, found, expected))
+    if not off <= near:  # NaN is not
+        return f"a node's logits are off by {off:.1%}, {near:.1%} may be rounding"
+    if target.exact:
+        for depth, (node, logits) in enumerate(_one_at_a_time(target, tree)):
+            if not torch.equal(logits, found[node]):
+                return f"the logits {depth} levels down are not those of one token at a time"
+    return None
+
+
+def _tree(target: TargetModel, width: int) -> TokenTree:
+    """Two children a node, in an order that is not the cache's."""
+    parents = [-1, *((node - 1) // 2 for node in range(1, width))]
+    tokens = (torch.arange(width, device=target.device) * 31 + 5) % target.vocab_size
+    return TokenTree(tokens, Topology.of(parents, target.device))
+
+
+def _one_at_a_time(target: TargetModel, tree: TokenTree) -> Iterator[tuple[int, Tensor]]:
+    """(node, its logits [V]) along the path to the last node, each token committed before the
+    next."""
+    root = Topology.of([-1], target.device)
+    for node in tree.topology.ancestors[-1].nonzero().squeeze(1).tolist():
+        token = tree.tokens[node : node + 1].clone()
+        padded = target.pad(TokenTree(token.clone(), root))
+        yield node, target.forward(padded).logits[0]
+        target.commit_root(target.keep_root(padded, token)).wait()
+
+
+def _off(found: Tensor, expected: Tensor) -> float:
+    """Relative error of one node's logits."""
+    return float((found.float() - expected.float()).norm() / expected.float().norm())

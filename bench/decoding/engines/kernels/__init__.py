@@ -7,13 +7,16 @@ its weights at once and waits before it reads what others wrote.
 
 from bench.decoding.engines.kernels.attention import attend, attend_rotated, place
 from bench.decoding.engines.kernels.choice import top
+from bench.decoding.engines.kernels.invariant import ancestors, attend_in_order, rotate
 from bench.decoding.engines.kernels.products import add_norm, gated, linear
 from bench.decoding.engines.kernels.steps import embed, move, sprout
 from bench.decoding.engines.kernels.stream import parts
 
 __all__ = [
     "add_norm",
+    "ancestors",
     "attend",
+    "attend_in_order",
     "attend_rotated",
     "embed",
     "gated",
@@ -21,6 +24,7 @@ __all__ = [
     "move",
     "parts",
     "place",
+    "rotate",
     "sprout",
     "top",
 ]

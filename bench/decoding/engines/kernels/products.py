@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.decoding.engines import ops
+from bench.decoding.engines import shapes
 from bench.decoding.engines.kernels.common import chained, finish, follow, rounded, swiglu
 from bench.decoding.engines.kernels.stream import stream
 
@@ -230,13 +230,15 @@ def linear(
     silu: bool,
     residual: Tensor | None,
     affine: tuple[Tensor, Tensor] | None,
+    fixed: bool = False,
 ) -> Tensor:
     m, k = x.shape
     n = weight.shape[0] // 2 if halves else weight.shape[0]
-    if not ops.whole(m, weight):
+    whole = shapes.whole_tile(x.itemsize, weight) if fixed else shapes.whole(m, weight)
+    if not whole:
         if norm is not None:
             _, x = add_norm(x, None, norm, eps)
-        return stream(x, weight, halves, bias, silu, residual, affine)
+        return stream(x, weight, halves, bias, silu, residual, affine, fixed=fixed)
     out = torch.empty(m, n, dtype=x.dtype, device=x.device)
     added = x if residual is None else residual
     scale, shift = affine if affine is not None else (x, x)
@@ -255,11 +257,11 @@ def linear(
         "AFFINE": affine is not None,
         **chained(x),
     }
-    if m == 1:
+    if m == 1 and not fixed:
         bn, bk, warps = _vector_tile(n, k, halves)
         _vector[(triton.cdiv(n, bn),)](*arguments, BN=bn, BK=bk, num_warps=warps, **options)
         return out
-    bm, bn, parts, bk, warps = _linear_tile(m, n, k, halves)
+    bm, bn, parts, bk, warps = _linear_tile(shapes.TILE if fixed else m, n, k, halves)
     rest = k % (parts * bk)
     _linear[(triton.cdiv(n, bn), triton.cdiv(m, bm))](
         *arguments,

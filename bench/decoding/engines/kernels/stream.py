@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bench.decoding.engines import ops
+from bench.decoding.engines import shapes
 from bench.decoding.engines.kernels.common import chained, finish, follow, swiglu
 
 
@@ -36,15 +36,15 @@ def _stream(
     STAGES: tl.constexpr,
     CHAINED: tl.constexpr,
 ):
-    """All rows by BN rows of the weight, over one of SPLIT parts of K, as weight x^T: the weight is
+    """BM rows by BN rows of the weight, over one of SPLIT parts of K, as weight x^T: the weight is
     the tensor cores' large operand. Each part leaves a sum of its own. GATED: BN / 2 gates and
-    what they gate, in one tile."""
+    what they gate, in one tile. Tiles of rows that share a tile of the weight run together."""
     WIDE: tl.constexpr = BN // (1 + GATED)  # outputs of this program
     j = tl.arange(0, BN)
-    m = tl.arange(0, BM)
-    n = tl.program_id(0) * WIDE + j % WIDE
+    m = tl.program_id(0) * BM + tl.arange(0, BM)
+    n = tl.program_id(1) * WIDE + j % WIDE
     inside, here = n < N, m < rows
-    part = tl.program_id(1)
+    part = tl.program_id(2)
     PART: tl.constexpr = ((K + SPLIT * BK - 1) // (SPLIT * BK)) * BK
     first = part * PART
     last = tl.minimum(first + PART, K)
@@ -73,7 +73,7 @@ def _stream(
         halves = tl.permute(tl.reshape(total, (2, WIDE, BM)), (1, 2, 0))
         gate, up = tl.split(halves)
         total = swiglu(gate, up, out)
-    n = tl.program_id(0) * WIDE + tl.arange(0, WIDE)
+    n = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
     inside = n < N
     mask = here[:, None] & inside[None, :]
     added = 0.0
@@ -95,17 +95,20 @@ def stream(
     residual: Tensor | None = None,
     affine: tuple[Tensor, Tensor] | None = None,
     split: bool = False,
+    fixed: bool = False,
 ) -> Tensor:
     """As `ops.linear`, [w, N]; with `split` as `ops.parts`, [P, w, N] in float32."""
     m, k = x.shape
     n = weight.shape[0] // 2 if halves else weight.shape[0]
     bm = max(triton.next_power_of_2(m), 16)
-    bn, bk, parts, stages, warps = _tile(bm, n, k, halves, split)
+    if fixed:  # rows are columns of the product: how many there are changes no sum over K
+        bm = min(bm, shapes.FEW)
+    bn, bk, parts, stages, warps = _tile(shapes.TILE if fixed else bm, n, k, halves, split)
     shape = (parts, m, n) if split else (m, n)
     out = torch.empty(shape, dtype=torch.float32 if split else x.dtype, device=x.device)
     added = x if residual is None else residual
     scale, shift = affine if affine is not None else (x, x)
-    _stream[(triton.cdiv(n, bn // (1 + halves)), parts)](
+    _stream[(triton.cdiv(m, bm), triton.cdiv(n, bn // (1 + halves)), parts)](
         x,
         weight,
         x if bias is None else bias,
@@ -154,7 +157,7 @@ def _stages(x: Tensor, numbers: int) -> int:
     return max(room // (numbers * x.itemsize), 1)
 
 
-def parts(x: Tensor, weight: Tensor) -> Tensor:
-    if x.shape[0] > ops.FEW:
+def parts(x: Tensor, weight: Tensor, fixed: bool = False) -> Tensor:
+    if x.shape[0] > shapes.FEW and not fixed:
         return torch.mm(x, weight.t())[None]
-    return stream(x, weight, split=True)
+    return stream(x, weight, split=True, fixed=fixed)

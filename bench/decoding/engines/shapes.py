@@ -1,0 +1,43 @@
+"""Which products x [rows, K] by weight [N, K] the kernels of engine `compile` take, by shape."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+FEW = 64  # rows that our products take; more go to the library
+WIDE = 2560  # columns that a program holds at once
+PART = 64  # positions that attention sums at a time where the order must not depend on the width
+TILE = 16  # rows of every tile where sums must not depend on the number of rows
+
+
+def small(weight: Tensor) -> bool:
+    """Whether a kernel's programs can each hold all they need of a matrix [N, K] at once."""
+    return weight.shape[1] <= WIDE and weight.numel() <= 2**22
+
+
+def whole(rows: int, weight: Tensor) -> bool:
+    """Whether one kernel takes such a product with norm and residual: a few rows of a small matrix
+    [N, K], or one row where K falls into equal tiles. Otherwise the norm comes before and the
+    residual behind."""
+    K = weight.shape[1]
+    return (rows <= FEW and small(weight)) or (rows == 1 and (K <= WIDE or K & (K - 1) == 0))
+
+
+def whole_tile(itemsize: int, weight: Tensor) -> bool:
+    """As `whole`, for tiles of TILE rows however many rows there are.
+
+    itemsize: bytes of a number.
+    """
+    return itemsize == 2 and small(weight)
+
+
+def multiplies(rows: int, itemsize: int, weight: Tensor) -> bool:
+    """Whether our kernels take the product: one row, or a few in half precision; many outputs of a
+    short K are left to the library, which is as fast there.
+
+    itemsize: bytes of a number.
+    """
+    K = weight.shape[1]
+    if itemsize > 2:
+        return rows == 1 and whole(1, weight)
+    return rows == 1 or (rows <= FEW and (small(weight) or K > WIDE))

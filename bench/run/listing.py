@@ -1,0 +1,51 @@
+"""What can be run here: models, methods and question sets, each with what it lacks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bench.decoding.decoder import TargetInfo
+from bench.errors import UsageError
+from bench.questions import registry
+from bench.questions import sets as question_sets
+from bench.records import tuned
+from bench.run import methods
+from bench.run.config import RunConfig
+from bench.targets import registry as targets
+
+
+def listing(config: RunConfig) -> str:
+    """A line for each; methods as they are on the first model of `config`."""
+    lines = ["models"]
+    lines += [_line(t.name, t.licence, targets.status(t)) for t in targets.TARGETS.values()]
+    lines += ["", *_methods(config), "", "question sets"]
+    data_dir = Path(config.data_dir) if config.data_dir else None
+    for name, entry in registry.REGISTRY.items():
+        detail = f"{entry.questions} questions, {entry.licence}"
+        lines.append(_line(name, detail, question_sets.status(name, data_dir)))
+    return "\n".join(lines)
+
+
+def _methods(config: RunConfig) -> list[str]:
+    target = targets.resolve(config.models[0])
+    shape = targets.config(target)
+    info = TargetInfo(target.name)
+    if shape is not None:
+        info = TargetInfo(target.name, shape.hidden_size, shape.vocab_size, shape.num_hidden_layers)
+    lines = [f"methods, on {target.name}"]
+    known = methods.discover()
+    tree = None if config.tree == tuned.TREE else config.tree
+    for name in [methods.STOCK, *known]:
+        try:
+            method = methods.method(name, known, {}, tree)
+        except UsageError as error:
+            lines.append(_line(name, "", str(error)))
+            continue
+        reason = method.decoder.unavailable(info, method.settings) if method.decoder else None
+        kind = "lossless" if method.lossless else "lossy"
+        lines.append(_line(method.label, kind, reason))
+    return lines
+
+
+def _line(name: str, detail: str, reason: str | None) -> str:
+    return f"  {name:<36} {detail:<34} {'ready' if reason is None else reason}"

@@ -1,0 +1,150 @@
+"""A run with every name resolved: everything that can be refused is refused before weights load."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import cli as settings
+from bench import environment
+from bench.errors import UsageError
+from bench.files import sha256_of_bytes
+from bench.questions import history
+from bench.questions import sets as question_sets
+from bench.questions.parsing import Questions
+from bench.records import tuned
+from bench.records.runs import RunFolder
+from bench.run import methods, tuning
+from bench.run.config import RunConfig
+from bench.run.grid import PACKAGE
+from bench.run.paths import RESULTS, folder_name
+from bench.run.tuning import TunedParameters
+from bench.targets import registry as targets
+
+
+class Plan:
+    """A run's settings and what they resolve to.
+
+    Args:
+        config: the settings.
+        provenance: of a run.yaml that is fed back: what it resolved to before; empty otherwise.
+    """
+
+    def __init__(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
+        device, dtype = environment.settled(config.device, config.dtype)
+        self.device_name = environment.device_name(device)  # UsageError for a missing device
+        self.config = replace(config, device=device, dtype=dtype)
+        self.dtype: torch.dtype = getattr(torch, dtype)
+        self.targets = [targets.resolve(name) for name in config.models]
+        _refuse_duplicates("models", [target.name for target in self.targets])
+        self.tuned = self._tuned() if config.tree == tuned.TREE else None
+        tree = None if self.tuned else config.tree
+        self.methods = methods.resolve(config.methods, config.checkpoint, tree, self.tuned)
+        if self.tuned:  # spell the parameters out: the run no longer depends on the tuned files
+            self.tuned.check()
+            self.config = replace(self.config, methods=[m.label for m in self.methods])
+        data_dir = Path(config.data_dir) if config.data_dir else None
+        self.sets: list[Questions] = [
+            question_sets.spread(question_sets.load(name, data_dir), config.limit)
+            for name in config.datasets
+        ]
+        _refuse_duplicates("question sets", [questions.name for questions in self.sets])
+        self.provenance = self._provenance(provenance)
+        self._compare(provenance)
+
+    def _tuned(self) -> TunedParameters:
+        config = self.config
+        if len(self.targets) > 1 or len(config.engine) > 1:
+            raise UsageError(
+                "--tree tuned takes one model and one engine: parameters are tuned for each"
+            )
+        (engine,), (model,) = config.engine, config.models
+        place = tuning.place(self.targets[0], engine, config.dtype, config.device)
+        return TunedParameters(place, model, config.device)
+
+    def _provenance(self, expected: Mapping[str, Any]) -> dict[str, Any]:
+        path = self.config.history
+        found = {
+            "package_version": version(PACKAGE),
+            "methods": [method.label for method in self.methods],
+            "datasets": {questions.name: questions.sha256 for questions in self.sets},
+            "history_sha256": history.sha256(Path(path)) if path else None,
+        }
+        if self.tuned is None:
+            return found
+        text = self.tuned.text
+        if text is not None:
+            return found | {"tuned_sha256": sha256_of_bytes(text.encode())}
+        # Fed back: every parameter is spelled out, so nothing was looked up; keep the old hash.
+        same = found["methods"] == expected.get("methods")
+        return found | {"tuned_sha256": expected.get("tuned_sha256") if same else None}
+
+    def _compare(self, expected: Mapping[str, Any]) -> None:
+        """A fed-back run.yaml must resolve to what it resolved to before."""
+        for name, sha256 in expected.get("datasets", {}).items():
+            found = self.provenance["datasets"].get(name)
+            if found not in (None, sha256):
+                raise UsageError(
+                    f"question set {name!r} has sha256 {found}, the configuration needs {sha256}; "
+                    "restore the set's file"
+                )
+        wanted = expected.get("history_sha256")
+        if wanted not in (None, self.provenance["history_sha256"]):
+            raise UsageError(
+                f"the configuration used a history of sha256 {wanted}; pass that run's "
+                "history.jsonl as --history"
+            )
+
+    @property
+    def folder(self) -> Path:
+        """`--out`, or a name from the models and the settings, so that the same command continues
+        the same run; with --no-resume the first such name that is free."""
+        if self.config.out:
+            return Path(self.config.out)
+        facts = [settings.portable(self.config), self.provenance]
+        path = RESULTS / folder_name([target.name for target in self.targets], facts)
+        if self.config.resume:
+            return path
+        others = (path.with_name(f"{path.name}-{n}") for n in range(2, 1000))
+        return next(p for p in (path, *others) if not p.exists())
+
+    def describe(self) -> str:
+        """The resolved run, without loading a model."""
+        turns = self.config.turns
+        lines = [f"run folder  {self.folder}", f"device      {self.device_name}"]
+        lines += [f"model       {t.name}: {t.source}, {t.licence}" for t in self.targets]
+        lines += [f"method      {method.label}" for method in self.methods]
+        lines += self.tuned.describe() if self.tuned else []
+        for questions in self.sets:
+            count = sum(len(row["turns"][:turns]) for row in questions.dataset)
+            lines.append(
+                f"set         {questions.name}: {len(questions.dataset)} questions, {count} turns"
+            )
+        return "\n".join([*lines, "", settings.dump(self.config, self.provenance)])
+
+    def stamp(self, folder: RunFolder) -> None:
+        """Writes run.yaml, environment.json, the tuned parameters and a given history.
+
+        UsageError where the folder holds another run.
+        """
+        text = settings.dump(self.config, self.provenance)
+        now = environment.collect(
+            self.config.device, {"datasets": self.provenance["datasets"], "dtype": str(self.dtype)}
+        )
+        folder.stamp("run.yaml", text, now)
+        if self.tuned and self.tuned.text:
+            folder.write_once(tuned.FILE, self.tuned.text)
+        if self.config.history and folder.read(history.FILE) is None:
+            given = Path(self.config.history).read_text(encoding="utf-8")
+            history.read(given, self.config.history)
+            folder.write_once(history.FILE, given)
+
+
+def _refuse_duplicates(kind: str, names: list[str]) -> None:
+    if len(set(names)) < len(names):
+        raise UsageError(f"two {kind} are named {max(names, key=names.count)!r}; leave one out")
