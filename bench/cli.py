@@ -38,10 +38,10 @@ def device_option() -> Any:
     return option("auto", "cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
 
 
-def dtype_option() -> Any:
+def dtype_option(default: str = "auto") -> Any:
     """The field `dtype` of the same commands."""
     return option(
-        "auto",
+        default,
         "auto is bfloat16 on a GPU and float32 on a CPU",
         choices=("auto", "float32", "bfloat16", "float16"),
     )

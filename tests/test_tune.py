@@ -307,7 +307,7 @@ def test_settings_that_the_engine_refuses_are_left_out(
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--model", "nowhere"], "unknown model 'nowhere'"),
         (["--model", "synthetic:tiny"], "synthetic:tiny has random weights"),
-        (["--methods", "medusa", "--checkpoint", "medusa=none.pt"], "medusa.*none.pt is no file"),
+        (["--methods", "medusa", "--checkpoint", "medusa=none.pt"], "none.pt is no local file"),
         (["--what"], "unrecognized arguments: --what; see --help"),
     ],
 )
