@@ -13,7 +13,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 
-from bench.errors import UsageError
+from bench.errors import UsageError, flat
 
 PROVENANCE = "provenance"  # key of `run.yaml` for what a run was resolved to; checked when fed back
 
@@ -59,7 +59,7 @@ def read_file(path: Path, settings: type[Any]) -> tuple[dict[str, Any], Mapping[
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{path} is not YAML: {flat(error)}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold a mapping of settings to values")
     provenance = content.pop(PROVENANCE, {})

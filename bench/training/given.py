@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.errors import UsageError
+from bench.errors import UsageError, flat
 
 
 def read(source: str, tokenizer: Any, longest: int, seed: int) -> list[list[list[int]]]:
@@ -68,7 +68,7 @@ def _rows(source: str) -> Iterator[dict[str, Any]]:
         else:
             table = datasets.load_dataset(source, split="train")
     except Exception as error:  # `datasets` raises many types
-        reason = " ".join(str(error).split())
+        reason = flat(error)
         raise UsageError(f"--prompts {source} cannot be read: {reason}") from error
     yield from table
 

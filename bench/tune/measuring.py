@@ -11,7 +11,7 @@ from tqdm import tqdm
 from bench.decoding.decoder import Decoder
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
-from bench.errors import UsageError
+from bench.errors import UsageError, flat
 from bench.questions.history import Prompt
 from bench.records.runs import REFERENCE
 from bench.run import methods
@@ -92,7 +92,7 @@ class Measurer:
             try:
                 candidate.decoder = candidate.decoder or build(candidate.method, self._target)
             except ValueError as error:
-                failures[candidate] = " ".join(str(error).split())
+                failures[candidate] = flat(error)
         width = max(c.decoder.width for c in everyone if c.decoder)
         self._target.reserve(max(len(p.ids) for p in prompts) + tokens + width)
         for candidate in everyone:  # after `reserve`, which makes engines capture anew
@@ -100,7 +100,7 @@ class Measurer:
                 if candidate not in failures:
                     self._answer(candidate, prompts[0], self._warm_up_tokens)
             except ValueError as error:  # a tree that is too wide for the engine
-                failures[candidate] = " ".join(str(error).split())
+                failures[candidate] = flat(error)
         ready = [c for c in candidates if c not in failures]
         if not ready:
             raise UsageError(next(f"{c.method.label}: {why}" for c, why in failures.items()))

@@ -16,6 +16,7 @@ from torch import Tensor
 from bench import files
 from bench.decoding.drafts.checkpoint import CheckpointError
 from bench.decoding.drafts.trainable import Draft
+from bench.errors import flat
 
 FORMAT = "chimera-bench-draft-1"
 SCALE = ":scale"  # suffix of the scales of an 8-bit matrix, one for each output channel
@@ -127,5 +128,5 @@ def load_state(draft: Draft, saved: SavedDraft, name: str) -> None:
     try:
         draft.load_state_dict(saved.state)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = flat(error)
         raise CheckpointError(f"{name} does not fit its own settings: {reason}") from error
