@@ -261,7 +261,7 @@ def _read_context(
 
 
 def _offsets(config: "LlamaConfig") -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries [heads, d] and a key [d]: after RoPE, head i scores 12 for the key i positions back."""
+    """Queries [heads, d] and a key [d]: after RoPE, head i scores 12 for the key i rows back."""
     heads, half = config.num_attention_heads, config.hidden_size // config.num_attention_heads // 2
     frequency = config.rope_parameters["rope_theta"] ** -(torch.arange(half) / half)
     angle = -frequency * torch.arange(heads).unsqueeze(1)
