@@ -110,14 +110,7 @@ class TargetModel(ABC):
         self.layers: int = config.num_hidden_layers
         self.max_positions: int = config.max_position_embeddings
         self.clock = PhaseClock(self.device)
-        heads = config.num_attention_heads
-        self.cache = TreeCache(
-            layers=self.layers,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or self.hidden_size // heads,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        self.cache = TreeCache.of(config, self.dtype, self.device)
         self.length = torch.zeros(1, dtype=torch.long, device=self.device)
         self._cache_argument = cache_argument(model)
         self._taps = Taps(model)
