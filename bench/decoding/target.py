@@ -204,6 +204,9 @@ class TargetModel(ABC):
         self.cache.advance(1)
         return Committed([0], [int(token)], [])
 
+    def choose_root_width(self) -> None:  # noqa: B027
+        """Find out which of the engine's widths runs one token fastest; once, after its trial."""
+
     def faulty_product(self, rows: int) -> str | None:
         """Which product of the forward is wrong at `rows` rows, in one line; None where they are
         right or the library's. Part of an engine's trial."""

@@ -353,6 +353,18 @@ def test_a_decoder_never_sees_padding(grouped_query: Known) -> None:
         assert {width for shapes in seen for width in shapes} <= set(range(1, 6))
 
 
+@pytest.mark.parametrize(("few", "width"), [(0.98, 1), (0.9, 16)])
+def test_one_token_takes_the_width_that_is_faster(few: float, width: int) -> None:
+    class Timed(GraphTarget):
+        def _forward_seconds(self, width: int) -> float:
+            return 1.0 if width == 1 else few
+
+    target = Timed(tiny_model(20))
+    target.choose_root_width()
+    assert target.pad(TokenTree(torch.arange(1), Topology.of([-1]))).width == width
+    assert target.pad(TokenTree(torch.arange(5), Topology.of([-1, 0, 0, 0, 0]))).width == 16
+
+
 def test_trees_made_at_each_step_are_not_kept() -> None:
     target = GraphTarget(tiny_model(20))
     target.prefill([1, 2, 3])

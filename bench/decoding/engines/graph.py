@@ -7,6 +7,7 @@ GPU the same functions run uncaptured, which is how they are tested.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -24,6 +25,8 @@ from bench.decoding.verify import Verdict
 WIDTHS = (1, 16, 32, 64, 128, 256)  # of captured forwards; a tree takes the next one up
 ROWS = 2048  # cached rows from the start: growing means capturing again
 ATTENTION = "chimera_tree"
+REPLAYS = 30  # timed forwards, the first two of which warm up and capture
+SURELY = 0.97  # of the other's time: far beyond what replays scatter
 
 
 class GraphTarget(TargetModel):
@@ -39,6 +42,7 @@ class GraphTarget(TargetModel):
         self._buffers: dict[int, StaticBuffers] = {}
         self._unpadded: dict[tuple[int, ...], tuple[TokenTree, Step, tuple[TokenTree, Step]]] = {}
         self._replays = self.device.type == "cuda"
+        self._widths: tuple[int, ...] = WIDTHS
         self._root_landing = _pinned(1, self.device)
         self.reserve(min(ROWS, round_up(self.max_positions)))
 
@@ -155,12 +159,36 @@ class GraphTarget(TargetModel):
 
     def _buffers_for(self, width: int) -> StaticBuffers:
         """Those of the captured width that takes `width` tokens."""
-        w = next((w for w in WIDTHS if w >= width), None)
+        w = next((w for w in self._widths if w >= width), None)
         if w is None:
             raise ValueError(f"engine {self.engine} takes trees of {WIDTHS[-1]} nodes, not {width}")
         if w not in self._buffers:
             self._buffers[w] = StaticBuffers(self, w)
         return self._buffers[w]
+
+    def choose_root_width(self) -> None:
+        """One token runs in the next width's buffers where that is faster: kernels for a few rows
+        can be, by more than SURELY, for the largest matrices."""
+        one, few = WIDTHS[:2]
+        self._widths = WIDTHS
+        seconds = {width: self._forward_seconds(width) for width in (one, few)}
+        if seconds[few] < SURELY * seconds[one]:
+            self._widths = WIDTHS[1:]
+
+    def _forward_seconds(self, width: int) -> float:
+        """Median of a few replays of a forward behind a committed token."""
+        self.prefill([0])
+        chain = self._buffers_for(width).chain()
+        seconds = []
+        for _ in range(REPLAYS):
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            first.record()
+            self.forward(chain)
+            last.record()
+            last.synchronize()
+            seconds.append(first.elapsed_time(last) / 1e3)
+        median: float = statistics.median(seconds)
+        return median
 
     def run(self, buffers: StaticBuffers) -> Step:
         """The forward of what lies in `buffers`, as a function of tensors."""
