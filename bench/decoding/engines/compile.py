@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from bench.decoding.engines import ops, shapes
-from bench.decoding.engines.graph import GraphTarget, StaticBuffers
+from bench.decoding.engines.buffers import StaticBuffers
+from bench.decoding.engines.graph import GraphTarget
 from bench.decoding.target import Function, Step
 
 # Relative error of a product, one rounding of the norm, the result and the residual each
