@@ -1,1 +1,1 @@
-"""What every decoder stands on; knows no method."""
+"""The base that all decoders share: contract, trees, acceptance, target, engines; names no method."""
