@@ -1,1 +1,1 @@
-"""The base that all decoders share: contract, trees, acceptance, target, engines; names no method."""
+"""Shared by all decoders: contract, trees, acceptance, target model, engines; no method by name."""

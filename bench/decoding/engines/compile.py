@@ -3,9 +3,9 @@ torch.compile, all in CUDA graphs.
 
 One row, or a few rows with small matrices, run a layer as [norm, q k v] -> [rotate, write to the
 cache, attend] -> [combine] -> [o, add] -> [norm, gate and up, SwiGLU] -> [down, add]; a few rows
-with large matrices have [add, norm] as a separate kernel, which adds the partial sums of o and down.
-More rows than `shapes.FEW` go to the library. Projections that read the same input are one matrix; the
-modules keep views of it, so no weight is stored twice.
+with large matrices have [add, norm] as a separate kernel, which adds the partial sums of o and
+down. More rows than `shapes.FEW` go to the library. Projections that read the same input are one
+matrix; the modules keep views of it, so no weight is stored twice.
 """
 
 from __future__ import annotations
