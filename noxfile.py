@@ -41,13 +41,14 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def oldest(session: nox.Session) -> None:
-    """A part of the suite on the oldest supported transformers: targets, two engines, decoders."""
+    """Targets and decoders, on `eager` and `compile`, with the oldest supported transformers."""
     install(session, "test")
     session.install(OLDEST)
-    files = ["tests/test_targets.py", "tests/decoding/test_cache.py", "tests/decoding/test_engines.py"]
-    conformance = ["tests/decoding/test_conformance.py", *(session.posargs or ["-k", CONFORMANCE])]
-    for chosen in (files, conformance):
-        session.run("pytest", *chosen, env={"OMP_NUM_THREADS": "1"})
+    files = ["tests/test_targets.py", "tests/decoding/test_conformance.py"]
+    files.append("tests/decoding/test_engines.py")
+    chosen = "test_targets or greedy_ids or (lengths_equal_eager and compile)"
+    command = ["pytest", "-n", "2", "--dist", "loadfile", *files, "-k", chosen]
+    session.run(*command, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session

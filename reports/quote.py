@@ -17,7 +17,7 @@ import string
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -95,9 +95,8 @@ def registry(root: Path) -> tuple[list[str], dict[str, Block]]:
         blocks = given["blocks"].items()
         documents = list(given["documents"])
     except OSError as error:
-        raise UsageError(
-            f"cannot read {REGISTRY} ({error.strerror}); run in the checkout"
-        ) from None
+        reason = f"cannot read {REGISTRY} ({error.strerror})"
+        raise UsageError(f"{reason}; run it in a checkout, or give --root") from None
     except (yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         reason = flat(error)
         raise UsageError(f"{REGISTRY} needs `documents` and `blocks`: {reason}") from None
@@ -105,9 +104,12 @@ def registry(root: Path) -> tuple[list[str], dict[str, Block]]:
 
 
 def _known(kind: type[Any], given: Any, place: str) -> dict[str, Any]:
+    """The fields given for a dataclass. UsageError where one is unknown or missing."""
     names = [one.name for one in fields(kind)]
-    if not isinstance(given, Mapping) or not set(given) <= set(names):
-        raise UsageError(f"{REGISTRY}: {place} must be a mapping of {', '.join(names)}")
+    needed = {one.name for one in fields(kind) if one.default is one.default_factory is MISSING}
+    if not isinstance(given, Mapping) or not needed <= set(given) <= set(names):
+        fields_of = f"{', '.join(names)}, with at least {' and '.join(sorted(needed))}"
+        raise UsageError(f"{REGISTRY}: {place} must be a mapping of {fields_of}")
     return dict(given)
 
 
