@@ -21,8 +21,8 @@ from bench.audit import forced
 from bench.records.runs import PAIRED, REFERENCE, STOCK_ENGINE, Record, label
 
 FLOAT32_GAP = 1e-3
-NOISE_TOKENS = 256  # before the difference, over which the noise of two logits is measured
-NOISES = 5  # a tie's gap in half precision is at most so many times the noise
+NOISE_TOKENS = 64  # before the difference, over which the noise of two logits is measured
+NOISES = 6  # a tie's gap in half precision is at most so many times the noise
 TIE, DEFECT = "tie", "defect"
 UNEXPLAINED = "unexplained"  # half precision without float32 forwards, as at a run's end
 
