@@ -18,7 +18,7 @@ from bench.questions import history
 from bench.questions import sets as question_sets
 from bench.questions.parsing import Questions
 from bench.records import tuned
-from bench.records.runs import RunFolder
+from bench.records.runs import RUN_SETTINGS, RunFolder
 from bench.run import methods, tuning
 from bench.run.config import RunConfig
 from bench.run.grid import PACKAGE
@@ -151,7 +151,7 @@ class Plan:
                 "code": self.provenance["code"],
             },
         )
-        folder.stamp("run.yaml", text, now)
+        folder.stamp(RUN_SETTINGS, text, now)
         if self.tuned and self.tuned.text:
             folder.write_once(tuned.FILE, self.tuned.text)
         if self.config.history and folder.read(history.FILE) is None:

@@ -13,11 +13,11 @@ import yaml
 from bench.errors import UsageError, flat
 from bench.records import journal, tuned
 from bench.records import runs as records
+from bench.records.runs import RUN_SETTINGS as RUN_SETTINGS
 from bench.records.tuned import Tuned
 from reports.read.preparation import NAME, TUNING
 from reports.read.safe_text import inert, inert_values
 
-RUN_SETTINGS = "run.yaml"
 AUDITED = "audited"  # the state of a run whose audit is of its records
 AUDIT_COUNTS = ("compared", "equal", "ties", "defects")
 # Optional keys of an audit's rows: of lossy methods, and what else was tested.
