@@ -619,7 +619,7 @@ def test_a_failure_is_tried_again_and_counts_until_it_works(
     monkeypatch.setattr(Flaky, "fails", fails)
     flags = ("--methods", "flaky", "--out", "out")
     assert run(*flags) == code
-    failed = [r for r in records.latest(records.read("out")) if r["method"] == "flaky"]
+    failed = harness.of("out", "flaky", None)
     assert [record["error"] for record in failed] == [error] * count
     assert all(record[name] is None for record in failed for name in FIGURES)
     size = len(records.read("out"))
