@@ -60,6 +60,12 @@ def read(folder: Path, name: str, settings_name: str) -> RunInfo:
     return RunInfo(name, settings, shown, environment, state, audited, found, settings_name)
 
 
+def sessions(environment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The environments of the sessions that recorded a run, the first one first."""
+    first = {name: value for name, value in environment.items() if name != journal.CONTINUED}
+    return [first, *environment.get(journal.CONTINUED, ())]
+
+
 def _audit(folder: Path) -> tuple[str, list[dict[str, Any]]]:
     """Whether the outputs were audited, in words, and the audit's rows if they were."""
     found = _text(folder / records.AUDIT)
