@@ -49,7 +49,7 @@ class Step:
 
 
 class Reading(Protocol):
-    """A step's one host read, under way."""
+    """A step's one host read, in progress."""
 
     def wait(self) -> Committed:
         """What was committed."""
@@ -118,7 +118,7 @@ class TargetModel(ABC):
 
     @classmethod
     def unavailable(cls, model: Any) -> str | None:  # noqa: ARG003
-        """Why the engine cannot run `model` where it lies, in one line, or None."""
+        """Why the engine cannot run `model` on its device, in one line, or None."""
         return None
 
     def embeddings(self) -> nn.Embedding:
@@ -203,6 +203,9 @@ class TargetModel(ABC):
         """Keep the root's row alone; `token`, which `keep_root` returned, is read."""
         self.cache.advance(1)
         return Committed([0], [int(token)], [])
+
+    def choose_root_width(self) -> None:  # noqa: B027
+        """Find out which of the engine's widths runs one token fastest; once, after its trial."""
 
     def faulty_product(self, rows: int) -> str | None:
         """Which product of the forward is wrong at `rows` rows, in one line; None where they are

@@ -19,7 +19,7 @@ from transformers import GraniteConfig, GraniteForCausalLM
 from baselines.prompt_lookup import PromptLookup, PromptLookupSettings
 from bench.decoding.decoder import TreeDecoder
 from bench.decoding.drafts.checkpoint import RANDOM
-from bench.decoding.engines import ops, shapes
+from bench.decoding.engines import invariant, ops, shapes
 from bench.decoding.engines import trial as engines
 from bench.decoding.engines.compile import CompiledTarget, unsupported
 from bench.decoding.engines.eager import EagerTarget
@@ -198,8 +198,9 @@ def test_an_engine_that_works_passes_its_trial(engine: type[GraphTarget]) -> Non
     assert engines.trial(engine(tiny_model(100))) is None
 
 
-def attention_of(engine: type[GraphTarget]) -> str:
-    return "attend_in_order" if engine.exact else "attend"
+def attention_of(engine: type[GraphTarget]) -> tuple[Any, str]:
+    """(module, name)."""
+    return (invariant, "attend_in_order") if engine.exact else (ops, "attend")
 
 
 def doubled_at(width: int) -> Callable[..., Any]:
@@ -240,8 +241,8 @@ def test_an_engine_with_a_broken_kernel_fails_its_trial(
     reason: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = attention_of(engine)
-    monkeypatch.setattr(ops, name, partial(change, getattr(ops, name)))
+    module, name = attention_of(engine)
+    monkeypatch.setattr(module, name, partial(change, getattr(module, name)))
     found = engines.trial(engine(tiny_model(100)))
     assert found is not None
     assert found.startswith(reason)
@@ -266,13 +267,13 @@ def test_sums_that_depend_on_the_width_fail_the_trial_of_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In float32 the difference is a rounding, far below what other engines may have."""
-    attend = ops.attend_in_order
+    attend = invariant.attend_in_order
 
     def nudged(q: Tensor, *rest: Any) -> Tensor:
         out = attend(q, *rest)
         return out if q.shape[0] == 1 else out * (1 + 2**-22)
 
-    monkeypatch.setattr(ops, "attend_in_order", nudged)
+    monkeypatch.setattr(invariant, "attend_in_order", nudged)
     found = engines.trial(ExactTarget(tiny_model(100)))
     assert found is not None
     assert found.startswith("width 16")
@@ -351,6 +352,18 @@ def test_a_decoder_never_sees_padding(grouped_query: Known) -> None:
         )
         assert turn.output_ids == grouped_query.expected(grouped_query.prompts[0], TOKENS)
         assert {width for shapes in seen for width in shapes} <= set(range(1, 6))
+
+
+@pytest.mark.parametrize(("few", "width"), [(0.98, 1), (0.9, 16)])
+def test_one_token_takes_the_width_that_is_faster(few: float, width: int) -> None:
+    class Timed(GraphTarget):
+        def _forward_seconds(self, width: int) -> float:
+            return 1.0 if width == 1 else few
+
+    target = Timed(tiny_model(20))
+    target.choose_root_width()
+    assert target.pad(TokenTree(torch.arange(1), Topology.of([-1]))).width == width
+    assert target.pad(TokenTree(torch.arange(5), Topology.of([-1, 0, 0, 0, 0]))).width == 16
 
 
 def test_trees_made_at_each_step_are_not_kept() -> None:

@@ -35,6 +35,7 @@ def make(model: Any, name: str, engine: str) -> tuple[TargetModel, str | None]:
         target = kind(model, name)
         reason = None if engine == EAGER else trial(target)
         if reason is None:
+            target.choose_root_width()
             return target, None
     return EagerTarget(model, name), f"{engine} cannot run here: {reason}"
 
