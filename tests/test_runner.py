@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from baselines.autoregressive import Autoregressive
-from baselines.prompt_lookup import PromptLookup
+from baselines.prompt_lookup import PromptLookup, PromptLookupSettings
 from bench.decoding.decoder import Block, Decoder, Settings
+from bench.decoding.engines import trial
+from bench.decoding.engines.eager import EagerTarget
+from bench.decoding.finite import LogitsCheck
 from bench.decoding.phases import PHASES, Phase, PhaseClock
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
@@ -83,6 +86,8 @@ class Scripted(Decoder):
         target = SimpleNamespace(
             clock=clock or PhaseClock(torch.device("cpu")),
             device=torch.device("cpu"),
+            dtype=torch.float32,
+            logits_check=LogitsCheck(torch.device("cpu")),
             reserve=self.reserved.append,
         )
         super().__init__(cast(TargetModel, target), Settings())
@@ -462,3 +467,56 @@ def test_methods_take_turns_in_a_shuffled_order(
     assert all(len({place[:3] for place in one_round}) == 1 for one_round in rounds)
     assert all(len(set(one_round)) == width for one_round in rounds)
     assert len({tuple(place[3] for place in one_round) for one_round in rounds}) > 3
+
+
+# Logits that are not finite
+
+
+def broken(damage: str) -> Any:
+    """A tiny target whose logits overflow, or are NaN at one id or from one layer on."""
+    model, _ = synthetic.predictable(dtype=torch.float32)
+    if damage == "one id":
+        model.lm_head.weight[7] = float("nan")
+    elif damage == "late layer":
+        model.model.layers[-1].mlp.down_proj.weight[0, 0] = float("nan")
+    else:
+        model.lm_head.weight.mul_(3e6)
+        model.half()
+    return model
+
+
+@pytest.mark.parametrize("engine", ["eager", "graph", "compile", "exact"])
+@pytest.mark.parametrize("damage", ["one id", "late layer", "overflow"])
+def test_logits_that_are_not_finite_fail_the_turn(damage: str, engine: str) -> None:
+    target = trial.load(engine)(broken(damage))
+    for decoder in (
+        Autoregressive(target, Settings()),
+        PromptLookup(target, PromptLookupSettings()),
+    ):
+        with pytest.raises(FloatingPointError, match="(NaN|infinity) in the logits") as caught:
+            run_turn(decoder, [1, 2, 3], Sampling(), 6, ())
+        assert ("float16" if damage == "overflow" else "float32") in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_they_fail_the_stock_row() -> None:
+    with pytest.raises(FloatingPointError, match="NaN in the logits"):
+        run_stock(broken("one id"), [1, 2, 3], Sampling(), 0, 6, frozenset())
+
+
+def test_a_failed_turn_leaves_the_next_one_alone() -> None:
+    model = broken("one id")
+    decoder = Autoregressive(EagerTarget(model), Settings())
+    with pytest.raises(FloatingPointError):
+        run_turn(decoder, [1, 2, 3], Sampling(), 6, ())
+    model.lm_head.weight[7] = 0.0
+    assert run_turn(decoder, [1, 2, 3], Sampling(), 6, ()).new_tokens == 6
+
+
+def test_a_token_that_is_ruled_out_is_fine_and_a_row_of_them_is_not() -> None:
+    check, low = LogitsCheck(torch.device("cpu")), -torch.inf
+    check.see(torch.tensor([[1.0, low], [low, 3.0]]))
+    check.finish(torch.float32)
+    check.see(torch.tensor([[1.0, 2.0], [low, low]]))
+    with pytest.raises(FloatingPointError, match="infinity"):
+        check.finish(torch.float32)

@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from bench.decoding.decoder import Block, Decoder
+from bench.decoding.finite import LogitsCheck
 from bench.decoding.phases import PHASES, Phase
 from bench.decoding.sampling import Sampling
 
@@ -79,12 +80,14 @@ def run_turn(
     max_new_tokens: int,
     eos_ids: Collection[int],
 ) -> Turn:
-    """Decode one answer and time it. The decoder's exceptions are not caught."""
+    """Decode one answer and time it. The decoder's exceptions are not caught; FloatingPointError
+    where a logit of the target is not finite."""
     target, clock = decoder.target, decoder.target.clock
     target.reserve(len(prompt_ids) + max_new_tokens + decoder.width)
     stop = StopRule(max_new_tokens, eos_ids)
     lengths: list[int] = []
     drafts: list[tuple[int, int | None]] = []  # for each step: nodes, levels
+    target.logits_check.start()
     with torch.inference_mode():
         _quiesce(target.device)
         started = time.perf_counter()
@@ -101,6 +104,7 @@ def run_turn(
             drafts.append((block.drafted, block.depth))
         last = time.perf_counter()
         phase_s = clock.stop()
+    target.logits_check.finish(target.dtype)
     decode_s = last - first if lengths else 0.0
     return Turn(
         output_ids=stop.ids,
@@ -151,6 +155,8 @@ def run_stock(
     """
     stop = StopRule(max_new_tokens, eos_ids)
     prompt = torch.tensor([prompt_ids], device=model.device)
+    check = LogitsCheck(model.device)
+    watch = LogitsProcessorList([_Watch(check)])
 
     def generate(tokens: int) -> tuple[list[int], float]:
         config = _stock_config(model, sampling, tokens, eos_ids)
@@ -159,7 +165,10 @@ def run_stock(
             _quiesce(model.device)
             started = time.perf_counter()
             output = model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), generation_config=config
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=config,
+                logits_processor=watch,
             )
             ids = output[0, len(prompt_ids) :].tolist()
             return ids, time.perf_counter() - started
@@ -170,6 +179,7 @@ def run_stock(
         ids, total_s = generate(max_new_tokens)
     finally:
         model.generation_config = own
+    check.finish(model.dtype)
     stop.take(ids)
     if stop.finish is None:
         raise RuntimeError(f"generate stopped after {len(ids)} tokens without EOS")
@@ -184,6 +194,17 @@ def run_stock(
         drafted=None,
         peak_memory_bytes=_peak_memory(model.device),
     )
+
+
+class _Watch(LogitsProcessor):
+    """Shows the logits of `generate` to a check, and changes none."""
+
+    def __init__(self, check: LogitsCheck) -> None:
+        self._check = check
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._check.see(scores)
+        return scores
 
 
 def _stock_config(
