@@ -493,7 +493,7 @@ def test_logits_that_are_not_finite_fail_the_turn(damage: str, engine: str) -> N
         Autoregressive(target, Settings()),
         PromptLookup(target, PromptLookupSettings()),
     ):
-        with pytest.raises(FloatingPointError, match="(NaN|infinity) in the logits") as caught:
+        with pytest.raises(FloatingPointError, match=r"(NaN|infinity) in the logits") as caught:
             run_turn(decoder, [1, 2, 3], Sampling(), 6, ())
         assert ("float16" if damage == "overflow" else "float32") in str(caught.value)
         assert "\n" not in str(caught.value)
