@@ -79,9 +79,10 @@ def install(monkeypatch: pytest.MonkeyPatch, *decoders: type[Decoder]) -> None:
     monkeypatch.setattr(methods, "entry_points", installed)
 
 
-def kept(folder: Path | str) -> list[records.Record]:
-    """The records that count."""
-    return records.latest(records.read(folder))
+def kept(folder: Path | str, clocked: bool = False) -> list[records.Record]:
+    """The records that count, of the timed repeats or of the one with the phase clock."""
+    latest = records.latest(records.read(folder))
+    return [record for record in latest if bool(record["clock"]) == clocked]
 
 
 def of(folder: Path | str, method: str) -> list[records.Record]:
@@ -90,8 +91,9 @@ def of(folder: Path | str, method: str) -> list[records.Record]:
 
 
 def outputs(folder: Path | str) -> dict[str, list[int]]:
-    """Ids by key of the turns that are done."""
-    return {r["key"]: r["output_ids"] for r in kept(folder) if r["status"] == "ok"}
+    """Ids by key of the turns that are done, with the phase clock and without."""
+    found = records.latest(records.read(folder))
+    return {r["key"]: r["output_ids"] for r in found if r["status"] == "ok"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -25,6 +25,7 @@ from bench.records.runs import RunFolder, latest, read
 from bench.run import methods
 from bench.run.config import RunConfig
 from bench.run.engine_targets import EngineTargets
+from bench.run.frozen import FrozenPrompts
 from bench.run.grid import PACKAGE
 from bench.run.prompting import renderer
 from bench.targets import registry as targets
@@ -133,7 +134,8 @@ class RecordedRun:
 
     def _prompts(self, loaded: Loaded) -> dict[str, tuple[int, ...]]:
         """Ids by their sha256, from the question sets and the run's history."""
-        turns, model, render = self.config.turns, loaded.target.name, renderer(loaded)
+        turns, model, path = self.config.turns, loaded.target.name, self.folder.path
+        render = FrozenPrompts(path, model, loaded.revision, renderer(loaded), keep=False)
         text = self.folder.read(history.FILE) or ""
         entries = history.read(text, str(self.folder.path / history.FILE))
 

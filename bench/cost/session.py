@@ -344,16 +344,12 @@ class _PreparedMethod:
     def run(self, prompt: Sequence[int], max_new_tokens: int, warm_up: bool, quiet: bool) -> None:
         """One turn of full length: EOS does not end it."""
         assert self.decoder is not None
-        clock = self.decoder.target.clock
         started = time.perf_counter()
         try:
-            clock.quiet = quiet
-            turn = run_turn(self.decoder, prompt, Sampling(), max_new_tokens, ())
+            turn = run_turn(self.decoder, prompt, Sampling(), max_new_tokens, (), not quiet)
         except Exception as error:
             self.failure = _failed(error)
             return
-        finally:
-            clock.quiet = False
         if not self.warm:
             self.startup_s += time.perf_counter() - started
             self.warm = True

@@ -71,8 +71,11 @@ class Plan:
         path = self.config.history
         found = {
             "package_version": version(PACKAGE),
+            "code": self._code(),
+            "models": [target.name for target in self.targets],
             "methods": [method.label for method in self.methods],
             "datasets": {questions.name: questions.sha256 for questions in self.sets},
+            "prompts": {questions.name: self._size(questions) for questions in self.sets},
             "history_sha256": history.sha256(Path(path)) if path else None,
         }
         if self.tuned is None:
@@ -83,6 +86,15 @@ class Plan:
         # Fed back: every parameter is spelled out, so nothing was looked up; keep the old hash.
         same = found["methods"] == expected.get("methods")
         return found | {"tuned_sha256": expected.get("tuned_sha256") if same else None}
+
+    def _code(self) -> dict[str, str]:
+        decoders = [method.decoder for method in self.methods if method.decoder]
+        return environment.code(decoder.__module__ for decoder in decoders)
+
+    def _size(self, questions: Questions) -> dict[str, int]:
+        """How many questions and turns of a set the run asks."""
+        turns = [len(row["turns"][: self.config.turns]) for row in questions.dataset]
+        return {"questions": len(turns), "turns": sum(turns)}
 
     def _compare(self, expected: Mapping[str, Any]) -> None:
         """A fed-back run.yaml must resolve to what it resolved to before."""
@@ -115,16 +127,14 @@ class Plan:
 
     def describe(self) -> str:
         """The resolved run, without loading a model."""
-        turns = self.config.turns
         lines = [f"run folder  {self.folder}", f"device      {self.device_name}"]
         lines += [f"model       {t.name}: {t.source}, {t.licence}" for t in self.targets]
         lines += [f"method      {method.label}" for method in self.methods]
         lines += self.tuned.describe() if self.tuned else []
         for questions in self.sets:
-            count = sum(len(row["turns"][:turns]) for row in questions.dataset)
-            lines.append(
-                f"set         {questions.name}: {len(questions.dataset)} questions, {count} turns"
-            )
+            size = self._size(questions)
+            counts = f"{size['questions']} questions, {size['turns']} turns"
+            lines.append(f"set         {questions.name}: {counts}")
         return "\n".join([*lines, "", settings.dump(self.config, self.provenance)])
 
     def stamp(self, folder: RunFolder) -> None:
@@ -134,7 +144,12 @@ class Plan:
         """
         text = settings.dump(self.config, self.provenance)
         now = environment.collect(
-            self.config.device, {"datasets": self.provenance["datasets"], "dtype": str(self.dtype)}
+            self.config.device,
+            {
+                "datasets": self.provenance["datasets"],
+                "dtype": str(self.dtype),
+                "code": self.provenance["code"],
+            },
         )
         folder.stamp("run.yaml", text, now)
         if self.tuned and self.tuned.text:

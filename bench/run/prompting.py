@@ -17,6 +17,7 @@ from bench.questions.history import Entries, HistoryEntry, Prompt, Render
 from bench.questions.parsing import Questions
 from bench.records.runs import RunFolder
 from bench.run.config import RunConfig
+from bench.run.frozen import FrozenPrompts
 from bench.run.progress import hidden
 from bench.run.recording import text_of
 from bench.run.runner import run_turn
@@ -71,7 +72,8 @@ class HistoryWriter:
                 bar.update()
                 return entry
 
-            render = renderer(self.loaded)
+            folder, revision = self._path.parent, self.loaded.revision
+            render = FrozenPrompts(folder, self.name, revision, renderer(self.loaded))
             for questions in sets:
                 for prompt in history.prompts(questions, turns, self.name, render, entries, answer):
                     self._check_context(prompt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -20,18 +20,18 @@ CLOCK_TOLERANCE = 0.01  # share of decode_s by which phases and the host's clock
 
 @dataclass(frozen=True)
 class Turn:
-    """The figures of one answer, with the names and units of records. `steps` do not say where a
-    step ends in the text; the recorder adds that."""
+    """The figures of one answer, with the names and units of records; those of the phase clock are
+    None where it did not run. `steps` do not say where a step ends in the text; the recorder adds
+    that."""
 
     output_ids: list[int]
     finish: str
     accept_lengths: list[int] | None
     prefill_s: float
-    draft_prefill_s: float | None
     decode_s: float
-    phase_s: dict[str, float] | None
     drafted: int | None
-    peak_memory_bytes: int | None
+    draft_prefill_s: float | None = None
+    phase_s: dict[str, float] | None = None
     steps: list[dict[str, Any]] | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -79,10 +79,16 @@ def run_turn(
     sampling: Sampling,
     max_new_tokens: int,
     eos_ids: Collection[int],
+    clocked: bool = True,
 ) -> Turn:
     """Decode one answer and time it. The decoder's exceptions are not caught; FloatingPointError
-    where a logit of the target is not finite."""
+    where a logit of the target is not finite.
+
+    `clocked`: with the phase clock, whose marks cost time; without it, phases, steps and the
+    draft's own prefill are None.
+    """
     target, clock = decoder.target, decoder.target.clock
+    clock.quiet = not clocked
     target.reserve(len(prompt_ids) + max_new_tokens + decoder.width)
     stop = StopRule(max_new_tokens, eos_ids)
     lengths: list[int] = []
@@ -105,22 +111,25 @@ def run_turn(
         last = time.perf_counter()
         phase_s = clock.stop()
     target.logits_check.finish(target.dtype)
-    decode_s = last - first if lengths else 0.0
-    return Turn(
+    turn = Turn(
         output_ids=stop.ids,
         finish=stop.finish,
         accept_lengths=lengths,
         prefill_s=first - started,
-        draft_prefill_s=draft_prefill_s,
-        decode_s=decode_s,
-        phase_s={str(phase): seconds for phase, seconds in phase_s.items()},
+        decode_s=last - first if lengths else 0.0,
         drafted=sum(nodes for nodes, _ in drafts),
-        peak_memory_bytes=_peak_memory(target.device),
+    )
+    if not clocked:
+        return turn
+    return replace(
+        turn,
+        draft_prefill_s=draft_prefill_s,
+        phase_s={str(phase): seconds for phase, seconds in phase_s.items()},
         steps=[
             {"drafted": nodes, "depth": depth, "us": us}
             for (nodes, depth), us in zip(drafts, _microseconds(clock.steps()), strict=True)
         ],
-        warnings=_clock_warnings(sum(phase_s.values()), decode_s) if lengths else [],
+        warnings=_clock_warnings(sum(phase_s.values()), turn.decode_s) if lengths else [],
     )
 
 
@@ -188,11 +197,8 @@ def run_stock(
         finish=stop.finish,
         accept_lengths=None,
         prefill_s=prefill_s,
-        draft_prefill_s=None,
         decode_s=max(total_s - prefill_s, 0.0),
-        phase_s=None,
         drafted=None,
-        peak_memory_bytes=_peak_memory(model.device),
     )
 
 
@@ -227,14 +233,9 @@ def _stock_config(
 
 
 def _quiesce(device: torch.device) -> None:
-    """Before a clock starts: wait until the device is idle, and reset its memory peak."""
+    """Before a clock starts: wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def _clock_warnings(phases_s: float, decode_s: float) -> list[str]:

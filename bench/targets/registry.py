@@ -212,12 +212,6 @@ def revision(target: Target) -> str:
     return files.revision(Path(_location(target)))
 
 
-def settings_sha256(target: Target) -> str | None:
-    """Of a folder's configuration, tokenizer and chat template; None where the target's name and
-    revision pin them."""
-    return files.settings_sha256(Path(_location(target))) if target.kind == "folder" else None
-
-
 def load(target: Target, device: str, dtype: "torch.dtype") -> Loaded:
     """Loads model and tokenizer; fetches what is missing.
 
