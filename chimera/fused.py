@@ -90,7 +90,7 @@ class FusedDraft:
         if encoder.from_taps is not None and tapped is not None:
             c = ops.linear(tapped, encoder.from_taps.weight, residual=c)
         kv = ops.linear(c, encoder.kv_proj.weight)
-        ops.place(kv, 0, into[0], into[1], *self._tables, first, 0, 0, consecutive=True)
+        ops.rotate_rows(kv, 0, into[0], into[1], *self._tables, first, 0, 0, consecutive=True)
         self._keep(h)
 
     def embed(self, trigrams: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class FusedDraft:
         residual = model.trigram.residual
         x = ops.linear(x, residual.weight, bias=residual.bias, silu=True, residual=x)
         u = ops.linear(x, model.trigram.projection.weight, residual=self._pull)
-        q = ops.place(
+        q = ops.rotate_rows(
             ops.linear(u, self._qkv, encoder.query_norm.weight, eps), encoder.heads, *place
         )
         attended = ops.attend(q, keys, values, self._length, visible).flatten(1)
@@ -119,7 +119,7 @@ class FusedDraft:
             _, x = ops.add_norm(x, None, encoder.out_norm.weight, eps)  # x^
         if not last:  # its row, for deeper levels
             kv = ops.linear(x, encoder.kv_proj.weight, encoder.context_norm.weight, eps)
-            ops.place(kv, 0, *place)
+            ops.rotate_rows(kv, 0, *place)
         norm, head = encoder.state_norm, self._heads[level - 1]
         if self._head is None:  # logits = W_k [h_t; o]
             return ops.linear(self._pair(self._from_h, x), head)

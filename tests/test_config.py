@@ -299,7 +299,7 @@ def test_no_local_path_is_kept(tmp_path: Path) -> None:
     for folder in (first, second):
         names = {"run.yaml", "environment.json", "records.jsonl", "history.jsonl", "audit.json"}
         files = harness.contents(folder)
-        assert names == set(files)
+        assert {*names, "prompts.jsonl"} == set(files)
         for name, content in files.items():
             assert str(tmp_path).encode() not in content, name
             assert str(Path.home()).encode() + b"/" not in content, name

@@ -378,6 +378,7 @@ def test_as_a_command() -> None:
 
 def test_a_run_is_complete_and_quiet(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert validation.check(whole) == []
+    assert validation.incomplete(whole) == []
     names = {path.name for path in whole.iterdir()} - {".lock"}
     files = ("records.jsonl", "history.jsonl", "audit.json", "run.yaml", "environment.json")
     assert names == {*files, "prompts.jsonl"}
@@ -420,6 +421,7 @@ def test_models_sets_and_temperatures_share_a_run() -> None:
     flags = (*models, *sets, "--temperature", "0", "1", "--methods", "prompt_lookup")
     assert run(*flags, "--out", "out") == 0
     assert validation.check("out") == []
+    assert validation.incomplete("out") == []
     table = records.frame(["out"])
     sizes = table.groupby(["model", "dataset", "temperature", "method"]).size()
     assert len(sizes) == 2 * 2 * 2 * 2
@@ -439,6 +441,16 @@ def test_the_same_command_again_adds_nothing(done: Path) -> None:
     before = harness.contents(done)
     assert run("--out", "out") == 0
     assert harness.contents(done) == before
+
+
+def test_a_run_that_was_stopped_says_what_it_lacks(done: Path) -> None:
+    path = done / "records.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    lacks = "incomplete: 2 of 3 questions of asked (synthetic:predictable on eager)"
+    assert validation.incomplete(done) == [lacks]
+    assert run("--out", "out") == 0
+    assert validation.incomplete(done) == []
 
 
 def test_every_session_that_adds_records_leaves_its_environment(whole: Path, done: Path) -> None:
@@ -607,7 +619,7 @@ def test_a_failure_is_tried_again_and_counts_until_it_works(
     monkeypatch.setattr(Flaky, "fails", fails)
     flags = ("--methods", "flaky", "--out", "out")
     assert run(*flags) == code
-    failed = [r for r in records.latest(records.read("out")) if r["method"] == "flaky"]
+    failed = harness.of("out", "flaky", None)
     assert [record["error"] for record in failed] == [error] * count
     assert all(record[name] is None for record in failed for name in FIGURES)
     size = len(records.read("out"))

@@ -21,6 +21,7 @@ from bench.questions import sets as question_sets
 from bench.questions.history import HistoryEntry, Prompt
 from bench.questions.parsing import Questions
 from bench.records import tuned
+from bench.records.runs import RUN_SETTINGS as RUN_SETTINGS
 from bench.records.runs import RunFolder, latest, read
 from bench.run import methods
 from bench.run.config import RunConfig
@@ -30,8 +31,6 @@ from bench.run.grid import PACKAGE
 from bench.run.prompting import renderer
 from bench.targets import registry as targets
 from bench.targets.registry import Loaded, Target
-
-RUN_SETTINGS = "run.yaml"
 
 
 class RecordedRun:

@@ -1,6 +1,6 @@
 """A static KV cache that can keep an accepted path.
 
-transformers' caches give no say over the rows that a forward writes. Here every write goes to
+transformers' caches choose the rows that a forward writes. Here every write goes to
 explicit rows, attention reads the live rows only, and `keep` compacts the rows of an accepted
 path in one copy over all layers.
 """

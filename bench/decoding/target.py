@@ -52,7 +52,7 @@ class Step:
 
 
 class Reading(Protocol):
-    """A step's one host read, under way."""
+    """A step's one host read, in progress."""
 
     def wait(self) -> Committed:
         """What was committed."""
@@ -122,7 +122,7 @@ class TargetModel(ABC):
 
     @classmethod
     def unavailable(cls, model: Any) -> str | None:  # noqa: ARG003
-        """Why the engine cannot run `model` where it lies, in one line, or None."""
+        """Why the engine cannot run `model` on its device, in one line, or None."""
         return None
 
     def embeddings(self) -> nn.Embedding:

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 SCHEMA = "1.2"  # major.minor: readers accept every minor version of their major
 RECORDS = "records.jsonl"
 AUDIT = "audit.json"
-COMPANIONS = ("run.yaml", journal.ENVIRONMENT, "history.jsonl")  # the other files of a run folder
+RUN_SETTINGS = "run.yaml"
+COMPANIONS = (RUN_SETTINGS, journal.ENVIRONMENT, "history.jsonl")  # the other files of a run folder
 
 
 # The schema

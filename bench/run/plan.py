@@ -18,7 +18,7 @@ from bench.questions import chat, history
 from bench.questions import sets as question_sets
 from bench.questions.parsing import Questions
 from bench.records import tuned
-from bench.records.runs import RunFolder
+from bench.records.runs import RUN_SETTINGS, RunFolder
 from bench.run import methods, preflight, tuning
 from bench.run.config import RunConfig
 from bench.run.grid import PACKAGE
@@ -160,7 +160,7 @@ class Plan:
                 "code": self.provenance["code"],
             },
         )
-        folder.stamp("run.yaml", text, now)
+        folder.stamp(RUN_SETTINGS, text, now)
         template = self.config.chat_template
         if template is not None and template not in chat.TEMPLATES:  # run.yaml keeps no folder
             folder.write_once(chat.FILE, chat.source(template) or "")

@@ -235,8 +235,8 @@ def test_place(heads: int, consecutive: bool, dtype: torch.dtype) -> None:
     angle = torch.outer(torch.arange(60.0), 10000 ** (-torch.arange(32.0) / 32))
     tables, length = (angle.cos().to(DEVICE), angle.sin().to(DEVICE)), torch.tensor([7]).to(DEVICE)
     wide = [t.float() for t in (keys, values)]
-    expected = plain("place", qkv.float(), heads, *wide, *tables, length, 2, 4, consecutive)
-    kernels.place(qkv, heads, keys, values, *tables, length, 2, 4, consecutive)
+    expected = plain("rotate_rows", qkv.float(), heads, *wide, *tables, length, 2, 4, consecutive)
+    kernels.rotate_rows(qkv, heads, keys, values, *tables, length, 2, 4, consecutive)
     for a, b in zip((keys, values), wide, strict=True):
         close(a, b, dtype)
     if heads:

@@ -1,11 +1,11 @@
-"""Engine `compile`: a Llama layer in six to nine kernels, what of drafts has no kernels of ours
-through torch.compile, all in CUDA graphs.
+"""Engine `compile`: a Llama layer in six to nine kernels, draft code without custom kernels through
+torch.compile, all in CUDA graphs.
 
-One row, or a few by small matrices, go through a layer as [norm, q k v] -> [rotate, write to the
-cache, attend] -> [combine] -> [o, add] -> [norm, gate and up, SwiGLU] -> [down, add]; a few rows by
-large matrices have [add, norm] as a kernel of its own, and o and down leave sums that it adds. More
-rows than `shapes.FEW` are the library's. Projections that read the same input are one matrix; the
-modules keep views of it, so no weight is stored twice.
+One row, or a few rows with small matrices, run a layer as [norm, q k v] -> [rotate, write to the
+cache, attend] -> [combine] -> [o, add] -> [norm, gate and up, SwiGLU] -> [down, add]; a few rows
+with large matrices have [add, norm] as a separate kernel, which adds the partial sums of o and
+down. More rows than `shapes.FEW` go to the library. Projections that read the same input are one
+matrix; the modules keep views of it, so no weight is stored twice.
 """
 
 from __future__ import annotations

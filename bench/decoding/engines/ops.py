@@ -175,7 +175,7 @@ def attend_rotated(
     return attend(q, keys, values, length, visible).flatten(1)
 
 
-def place(
+def rotate_rows(
     qkv: Tensor,
     heads: int,
     keys: Tensor,
@@ -206,7 +206,7 @@ def place(
     if on_gpu(qkv):
         from bench.decoding.engines import kernels
 
-        kernels.place(qkv, heads, keys, values, cos, sin, length, depth, first, consecutive)
+        kernels.rotate_rows(qkv, heads, keys, values, cos, sin, length, depth, first, consecutive)
         return vectors[:, :heads]
     q, k, v = torch.split(vectors, [heads, kv_heads, kv_heads], dim=1)
     order = torch.arange(w, device=qkv.device)

@@ -190,7 +190,7 @@ def _combine(
 
 
 @triton.jit
-def _place(
+def _rotate_rows(
     qkv,
     keys,
     values,
@@ -229,7 +229,7 @@ def _place(
     tl.store(goal + HALF + d, b)
 
 
-def place(
+def rotate_rows(
     qkv: Tensor,
     heads: int,
     keys: Tensor,
@@ -242,7 +242,7 @@ def place(
     consecutive: bool,
 ) -> None:
     kv_heads, _, size = keys.shape
-    _place[(qkv.shape[0], heads + 2 * kv_heads)](
+    _rotate_rows[(qkv.shape[0], heads + 2 * kv_heads)](
         qkv,
         keys,
         values,
