@@ -16,7 +16,7 @@ from bench.cli import without_paths
 from bench.cost.config import CostConfig
 from bench.cost.device import Bandwidth, facts, shortage, timed
 from bench.decoding.decoder import Decoder, TargetInfo
-from bench.decoding.drafts.checkpoint import RANDOM
+from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError
 from bench.decoding.engines import trial as engines
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
@@ -333,11 +333,18 @@ class _PreparedMethod:
         """With the decoder loaded, or with the reason why not."""
         assert method.decoder is not None
         prepared = cls()
+        info = TargetInfo(target.name, target.hidden_size, target.vocab_size, target.layers)
+        reason = method.decoder.unavailable(info, method.settings)
+        if reason is not None:
+            prepared.failure = "skipped", reason
+            return prepared
         started = time.perf_counter()
         try:
             prepared.decoder = method.decoder(target, method.settings)
         except Exception as error:
             prepared.failure = _failed(error)
+            if method.settings.checkpoint == RANDOM and isinstance(error, CheckpointError):
+                prepared.failure = "skipped", str(error)  # there is no such draft to time
         prepared.startup_s = time.perf_counter() - started
         return prepared
 
