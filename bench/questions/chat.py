@@ -56,7 +56,7 @@ def render(
                     tokenize=True, return_dict=False, tokenizer_kwargs={"verbose": False}
                 )
                 return ids
-            problem = problem or "leaves the question out of the prompt"
+            problem = problem or "leaves the question out of the prompt, or changes it"
         except Exception as error:  # whatever a template's own code raises
             problem = problem or f"fails ({one_line(error)})"
     raise UsageError(f"the chat template {problem}; {ADVICE}")

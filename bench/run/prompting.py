@@ -117,7 +117,8 @@ class HistoryWriter:
         plain = renderer(self.loaded, self.config.max_new_tokens)
         for questions in sets:
             history.rehearse(questions, self.config.turns, plain)
-        turns, entries, found = self.config.turns, self._entries, []
+        turns, entries = self.config.turns, self._entries
+        found: list[Prompt] = []
         missing = history.missing(sets, turns, self.name, entries)
         with tqdm(total=missing, desc="history", unit="turn", disable=hidden(missing)) as bar:
 

@@ -55,7 +55,7 @@ PLAIN: list[tuple[PretrainedConfig, str]] = [
 
 
 def named(config: PretrainedConfig) -> str:
-    return config.model_type
+    return str(config.model_type)
 
 
 @pytest.mark.parametrize(("config", "words"), NOWHERE, ids=[named(c) for c, _ in NOWHERE])
