@@ -11,9 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from bench.records.runs import STOCK_ENGINE
+from bench.records.runs import STOCK, STOCK_ENGINE
 
-STOCK = "transformers_generate"  # the one row on STOCK_ENGINE, which has no phase clock
 FALLBACK = "eager"  # records of an engine that cannot run are of this one
 
 

@@ -145,6 +145,7 @@ FIELDS: dict[str, Field] = {
 FIGURES: tuple[str, ...] = tuple(name for name, field in FIELDS.items() if field.figure)
 
 REFERENCE = "autoregressive"
+STOCK = "transformers_generate"  # run whole by the runner: no decoder, no phase clock
 STOCK_ENGINE = "stock"  # transformers' own generate: no verify steps, no phases
 
 # A method's output and the reference's belong to the same turn when these fields are equal. The

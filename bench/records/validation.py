@@ -55,12 +55,8 @@ def incomplete(folder: Path | str) -> list[str]:
         records = runs.latest(runs.read(folder))
     except (yaml.YAMLError, UnicodeDecodeError, UsageError):
         return []  # `check` names what is damaged
-    names = ("model", "engine", "dataset", "temperature")
-    turn = ("prompt_id", "turn", "repeat")
-    places = (
-        Place(*(r[n] for n in names), label(r["method"], r["params"]), *(r[n] for n in turn))
-        for r in records
-    )
+    labelled = (r | {"label": label(r["method"], r["params"])} for r in records)
+    places = (Place._make(record[name] for name in Place._fields) for record in labelled)
     return completeness.incomplete(settings or {}, places)
 
 

@@ -16,9 +16,9 @@ from bench.decoding.decoder import Decoder, Settings
 from bench.errors import UsageError
 from bench.files import canonical_sha256
 from bench.records.runs import REFERENCE, label
+from bench.records.runs import STOCK as STOCK  # methods.STOCK: the one name without a decoder
 
 GROUP = "chimera_bench.decoders"
-STOCK = "transformers_generate"  # run whole by the runner, outside the contract
 
 _CALL = re.compile(r"\s*(\w+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 

@@ -175,9 +175,9 @@ def _inside(run: RunInfo, kinds: pd.DataFrame, turns: pd.DataFrame) -> Iterator[
             yield _within(run.name, item.words, values)
     known = [dict(flat(one)) for one in sessions(run.environment or {})]
     for path, words in ENVIRONMENT.items():
-        said = {values[path]: [run.name] for values in known if path in values}
-        if len(said) > 1:
-            yield Difference(words, said, within=run.name)
+        seen = {values[path]: [run.name] for values in known if path in values}
+        if len(seen) > 1:
+            yield Difference(words, seen, within=run.name)
     for dataset, rows in turns.groupby("dataset", sort=False):
         several = rows.groupby(list(TURN), sort=False).size().gt(1).sum()
         if several:
