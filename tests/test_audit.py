@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from baselines.autoregressive import Autoregressive
+from bench.audit import forced
 from bench.audit import outputs as audit_outputs
+from bench.audit.__main__ import main as audit
 from bench.audit.outputs import Difference, Divergence
 from bench.audit.redecoding import in_precision
 from bench.decoding.decoder import Block, Settings
@@ -87,8 +89,11 @@ def rows(folder: str) -> dict[str, dict[str, Any]]:
     data = Path(folder, "records.jsonl").read_bytes()
     assert content["records_sha256"] == hashlib.sha256(data).hexdigest()
     for row in content["rows"]:
-        assert row["compared"] == row["equal"] + row["ties"] + row["defects"]
-        assert len(row["examples"]) == row["ties"] + row["defects"]
+        unexplained = row.get("unexplained", 0)
+        assert row["compared"] == row["equal"] + row["ties"] + row["defects"] + unexplained
+        assert len(row["examples"]) == row["compared"] - row["equal"]
+        gaps = [example["gap"] for example in row["examples"] if example["gap"] is not None]
+        assert gaps == sorted(gaps, reverse=True)  # the largest first
     return {f"{row['label']} at {row['temperature']:g}": row for row in content["rows"]}
 
 
@@ -178,11 +183,16 @@ def test_half_precision_classes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tests.test_audit.VOCAB", 256)
     flags = ("--models", "synthetic:tiny", "--dtype", "bfloat16", "--max-new-tokens", "48")
     assert run(*flags, "--methods", "wrong", "lookahead", "prompt_lookup", "--out", "run") == 0
+    assert all(row["ties"] == row["defects"] == 0 for row in rows("run").values())
+    assert rows("run")["wrong at 0"]["unexplained"] > 0  # a run makes no float32 forwards
+    assert audit(["run", "--draws", "0", "--reruns", "0"]) == 1
     found = rows("run")
     assert len(found) == 3
     for row in found.values():
         assert row["compared"] == 2 * harness.TURNS
         assert row["dtype"] == "bfloat16"
+        assert "unexplained" not in row
+        assert row["argmax"]["prompts"] == harness.TURNS
     for method in ("lookahead(n=5,w=7,g=7,prompt=true)", "prompt_lookup(n=3,k=10)"):
         assert found[f"{method} at 0"]["defects"] == 0
     assert found["wrong at 0"]["defects"] + found["wrong at 0"]["ties"] > 0
@@ -225,7 +235,8 @@ def explain(
         assert agree is not None
         return agree
 
-    return audit_outputs.classify(target, PROMPT, *answers, asked)
+    exact = in_precision(target.model, torch.float32)
+    return audit_outputs.classify(target.model, exact, PROMPT, *answers, asked)
 
 
 def test_a_float32_difference_of_some_size_is_a_defect(target: TargetModel) -> None:
@@ -277,16 +288,22 @@ def test_half_precision_compares_the_gap_with_the_noise(rank: int, expected: str
     assert (found.gap <= found.noise) == (expected == "tie")
 
 
-def test_logits_of_all_widths_agree(target: TargetModel) -> None:
-    ids = [*PROMPT, *reference_turn(target, PROMPT, 80)]
+def test_forced_logits_are_those_of_one_forward(
+    target: TargetModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forced, "CHUNK", 16)
+    ids = [*PROMPT, *reference_turn(target, PROMPT, 60)]
     with torch.inference_mode():
-        plain = target.model(input_ids=torch.tensor([ids])).logits[0, -1]
-    logits = audit_outputs.logits_by_width(target, ids)
-    assert logits.shape == (len(audit_outputs.WIDTHS) + 1, VOCAB)
-    torch.testing.assert_close(logits, plain.expand_as(logits), rtol=1e-4, atol=1e-4)
-    few = audit_outputs.logits_by_width(target, ids[:3])
-    assert few.shape == (3, VOCAB)  # widths 1 and 2, and the prefill
-    assert audit_outputs.logits_by_width(target, ids[:1]).shape == (1, VOCAB)
+        plain = target.model(input_ids=torch.tensor([ids])).logits[0]
+    for keep in (1, 15, 16, 40, len(ids)):
+        found = torch.cat(list(forced.chunks(target.model, ids, keep)))
+        torch.testing.assert_close(found, plain[-keep:], rtol=1e-4, atol=1e-4)
+    found, last = forced.gaps(target.model, ids, 40, 7, 9)
+    torch.testing.assert_close(found, (plain[-40:, 7] - plain[-40:, 9]).double(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(last, plain[-1], rtol=1e-4, atol=1e-4)
+    assert forced.misses(target.model, PROMPT, ids[3:]) == 0
+    wrong = [*ids[3:10], (ids[10] + 1) % VOCAB]
+    assert forced.misses(target.model, PROMPT, wrong) == 1
 
 
 def test_float64_is_a_separate_model(target: TargetModel) -> None:

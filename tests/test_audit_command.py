@@ -167,6 +167,7 @@ def test_half_precision_is_decoded_again_in_float32(
     main(["run", "--reruns", "2"])
     (row,) = rows().values()
     reruns = row["reruns"]
+    assert (reruns["engine"], [reruns["device"]]) == ("eager", row["devices"])
     assert 2 * reruns["prompts"] == row["compared"] - row["equal"] >= 2 * 2
     assert (reruns["rerun"], reruns["limit"], reruns["failed"]) == (2, 2, 0)
     same = kind is Rounding
@@ -214,14 +215,17 @@ def test_top_k_and_top_p_are_a_part_of_the_distribution() -> None:
     assert rows() != first
 
 
-def test_a_sampler_that_cannot_draw_is_neither_a_defect_nor_a_pass(
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_sampler_that_cannot_draw_fails_the_audit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(monkeypatch, Broken)
     flags = ("--methods", "broken", "--temperature", "1", "--limit", "1", "--turns", "1")
     assert run("--out", "run", *flags) == 0
     monkeypatch.setattr(Broken, "fails", True)
-    assert main(["run", *DRAWS]) == 0
+    assert main(["run", *DRAWS]) == 1
+    assert "broken on synthetic:predictable, eager, asked, T = 1: AUDIT FAILED" in (
+        capsys.readouterr().out
+    )
     test = rows()["broken at 1"]["sampling"]
     assert (test["p"], test["error"]) == (None, "RuntimeError: out of memory")
     assert "passed" not in test
@@ -347,7 +351,8 @@ def test_questions_are_found_in_the_data_folder_and_verified(
     ("flags", "message"),
     [
         (("nowhere",), "give the folder of a run"),
-        (("run", "--reruns", "-1"), "--reruns and --seed must be at least 0"),
+        (("run", "--reruns", "-1"), "--answers, --reruns and --seed must be at least 0"),
+        (("run", "--answers", "-1"), "--answers, --reruns and --seed must be at least 0"),
         (("run", "--draws", "10"), "--draws must be 0 (off) or at least 200"),
         (("run", "--device", "cuda:99"), "is not on this machine"),
         (("run", "--models", "nothing"), "unknown model 'nothing'"),

@@ -15,6 +15,7 @@ import pytest
 
 from bench.decoding.decoder import Decoder, TargetInfo
 from bench.decoding.drafts import trainable
+from bench.decoding.engines.registry import ENGINES
 from bench.questions.registry import REGISTRY
 from bench.run import __main__ as run
 from bench.run import methods, plan
@@ -25,7 +26,10 @@ from tests import harness
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "chimera/README.md")
+DOCUMENTS = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "chimera/README.md"),
+    *("docs/performance.md", "docs/engine-log.md"),
+)
 OWN = ("baselines", "chimera")  # packages whose methods the README lists
 TOKENS = 40
 
@@ -170,7 +174,7 @@ def test_links_lead_somewhere(document: str, link: str) -> None:
 
 def test_what_can_be_chosen_is_listed() -> None:
     own = {n for n, point in methods.discover().items() if point.value.split(".")[0] in OWN}
-    for name in {*own, methods.STOCK, *targets.TARGETS, *REGISTRY}:
+    for name in {*own, methods.STOCK, *ENGINES, *targets.TARGETS, *REGISTRY}:
         assert f"`{name}`" in README
 
 

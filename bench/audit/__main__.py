@@ -15,7 +15,7 @@ from typing import Any
 from bench import cli as settings
 from bench.audit.config import AuditConfig
 from bench.audit.recorded import RUN_SETTINGS, RecordedRun
-from bench.audit.results import correct_for_many, has_defect, summary, write
+from bench.audit.results import correct_for_many, has_defect, has_failed, summary, write
 from bench.errors import UsageError
 from bench.records import journal
 from bench.records.runs import AUDIT, RECORDS
@@ -23,7 +23,8 @@ from bench.run.grid import PACKAGE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 without a defect, 1 with one, 2 on invalid input, 130 when interrupted."""
+    """Exit code 0 without a defect, 1 with one or where a part of the audit failed, 2 on invalid
+    input, 130 when interrupted."""
     parser = settings.Parser(
         prog="python -m bench.audit",
         description="Compare a run's outputs with the reference's and explain the differences; "
@@ -44,7 +45,7 @@ def command(flags: dict[str, Any]) -> int:
 
 
 def audit(path: Path, wanted: AuditConfig) -> bool:
-    """Audits the run in `path` and prints a summary; True without a defect.
+    """Audits the run in `path` and prints a summary; True without a defect or a failure.
 
     UsageError where the run cannot be read, its models or methods are not available here, or its
     records change meanwhile; its audit.json is then unchanged.
@@ -60,6 +61,7 @@ def audit(path: Path, wanted: AuditConfig) -> bool:
     facts = {
         "package_version": version(PACKAGE),
         "device": run.device_name,
+        "answers": wanted.answers,
         "reruns": wanted.reruns,
         "draws": wanted.draws,
         "seed": wanted.seed,
@@ -70,7 +72,7 @@ def audit(path: Path, wanted: AuditConfig) -> bool:
     for line in summary(rows, run.missing):
         print(f"{path}: {line}")
     print(f"wrote {path / AUDIT}")
-    return not any(map(has_defect, rows))
+    return not any(has_defect(row) or has_failed(row) for row in rows)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,33 @@
 """The audit of one target model: recorded outputs compared with the reference's, what differs
-decoded again, samplers tested, and lossy methods judged."""
+decoded again, tokens compared with the float32 argmax, samplers tested, lossy methods judged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 import torch
 from tqdm import tqdm
 
-from bench.audit import outputs, quality
+from bench import environment
+from bench.audit import argmax, forced, outputs, quality
 from bench.audit.config import SHALLOW, Depth
 from bench.audit.draws import SamplerTests
-from bench.audit.outputs import DEFECT, ROW_FIELDS, TIE, Difference, Divergence, RowKey, row_key
+from bench.audit.outputs import (
+    DEFECT,
+    ROW_FIELDS,
+    TIE,
+    UNEXPLAINED,
+    Difference,
+    Divergence,
+    RowKey,
+    row_key,
+)
 from bench.audit.redecoding import Redecoder
 from bench.audit.results import AuditRow
+from bench.decoding.engines import trial as engines
 from bench.decoding.engines.registry import EAGER
 from bench.decoding.target import TargetModel
 from bench.errors import UsageError, one_line
@@ -26,6 +37,7 @@ from bench.run.progress import hidden
 from bench.targets.registry import Loaded
 
 EQUAL = "equal"
+COUNTED = {TIE: "ties", DEFECT: "defects"}  # verdicts that are counted under another name
 
 Item = TypeVar("Item")
 Diverging: TypeAlias = dict[RowKey, list[tuple[Difference, Divergence]]]
@@ -55,6 +67,8 @@ class Auditor:
         self.loaded = loaded
         self.prompts = prompts
         self.depth = depth
+        self.device_name = environment.device_name(str(loaded.model.device))
+        self._half = self.dtype != torch.float32
         self._redecoder = Redecoder(loaded, methods, on_engine)
         self._rows: dict[RowKey, AuditRow] = {}
 
@@ -70,7 +84,9 @@ class Auditor:
         if self.depth != SHALLOW:
             self._redecoder.check()
         diverging = self._compare(known)
-        if self.dtype != torch.float32 and self.depth.reruns:
+        if self._half and self.depth.answers != 0:
+            self._compare_shares(known)
+        if self._half and self.depth.reruns:
             self._rerun(diverging)
         if self.depth.draws:
             self._test_samplers(known)
@@ -82,8 +98,10 @@ class Auditor:
         """The record's row, which is added where it is new."""
         key = row_key(record)
         counts = dict.fromkeys(("compared", "equal", "ties", "defects"), 0)
-        blank = {**dict(zip(ROW_FIELDS, key, strict=True)), **counts, "examples": []}
-        return self._rows.setdefault(key, blank)
+        blank = {**dict(zip(ROW_FIELDS, key, strict=True)), "devices": [], **counts, "examples": []}
+        row = self._rows.setdefault(key, blank)
+        row["devices"] = sorted({*row["devices"], record["device"]})
+        return row
 
     def _count_left_out(self, records: Sequence[Record]) -> None:
         for record in records:
@@ -111,25 +129,34 @@ class Auditor:
                     explained[key] = self._explain(found)
                     bar.update()
                 divergence = explained[key]
-                row["ties" if divergence.verdict == TIE else "defects"] += 1
+                name = COUNTED.get(divergence.verdict, divergence.verdict)
+                row[name] = row.get(name, 0) + 1
                 row["examples"].append(self._example(record, divergence))
                 diverging.setdefault(row_key(record), []).append((found, divergence))
+        for row in self._rows.values():
+            row["examples"].sort(key=_gap, reverse=True)
         return diverging
 
     def _explain(self, found: Difference) -> Divergence:
-        target = self._redecoder.target(_engine(found), self.dtype)
         ids, expected = found.record["output_ids"], found.reference["output_ids"]
-        return self._classify(target, found.record, ids, expected)
+        promised = _promises_equality(found.record["engine"])
+        if self._half and self.depth.answers == 0:
+            return outputs.without_logits(ids, expected, DEFECT if promised else UNEXPLAINED)
+        divergence = self._classify(self.dtype, found.record, ids, expected)
+        return replace(divergence, verdict=DEFECT) if promised else divergence
 
     def _classify(
-        self, target: TargetModel, record: Record, ids: list[int], expected: list[int]
+        self, dtype: torch.dtype, record: Record, ids: list[int], expected: list[int]
     ) -> Divergence:
+        """`dtype`: the precision that gave the ids."""
+
         def agree() -> bool:
             own, reference = self._decode_both(record, EAGER, torch.float64)
             return own == reference
 
         prompt = self.prompts[record["prompt_sha256"]]
-        return outputs.classify(target, prompt, ids, expected, agree)
+        model, exact = self._redecoder.model(dtype), self._redecoder.model(torch.float32)
+        return outputs.classify(model, exact, prompt, ids, expected, agree)
 
     def _decode_both(
         self, record: Record, engine: str, dtype: torch.dtype
@@ -153,6 +180,33 @@ class Auditor:
     def _text(self, token: int | None) -> str | None:
         return None if token is None else str(self.loaded.tokenizer.decode([token]))
 
+    # Comparing every token with the float32 argmax
+
+    def _compare_shares(self, records: Sequence[Record]) -> None:
+        """The shares of each greedy row's tokens that are not the argmax, and the reference's."""
+        rows: dict[RowKey, dict[str, list[tuple[Record, Record]]]] = {}
+        for record, references in outputs.with_references(records):
+            if record["lossless"] and record["temperature"] == 0:
+                by_prompt = rows.setdefault(row_key(record), {})
+                by_prompt.setdefault(record["prompt_sha256"], []).append((record, references[0]))
+        rows = {key: _spread(found, self.depth.answers) for key, found in rows.items()}
+        answers = {
+            _answer(record)
+            for by_prompt in rows.values()
+            for pairs in by_prompt.values()
+            for pair in pairs
+            for record in pair
+        }
+        model = self._redecoder.model(torch.float32)
+        missed = {
+            (prompt, ids): forced.misses(model, self.prompts[prompt], ids)
+            for prompt, ids in self._each("float32 forwards", sorted(answers))
+        }
+        for key, by_prompt in rows.items():
+            self._rows[key]["argmax"] = argmax.compare(
+                _counts(pairs, missed) for pairs in by_prompt.values()
+            )
+
     # Decoding diverging prompts again in float32
 
     def _rerun(self, diverging: Diverging) -> None:
@@ -161,17 +215,20 @@ class Auditor:
         chosen: list[tuple[dict[str, Any], Difference]] = []
         for key, found in diverging.items():
             by_prompt: dict[str, Difference] = {}
-            for difference, _ in sorted(found, key=lambda pair: _gap(pair[1]), reverse=True):
+            for difference, _ in sorted(
+                found, key=lambda pair: _gap(asdict(pair[1])), reverse=True
+            ):
                 by_prompt.setdefault(difference.record["prompt_sha256"], difference)
             counts = dict.fromkeys(("rerun", EQUAL, "ties", "defects", "failed"), 0)
             reruns: dict[str, Any] = {"prompts": len(by_prompt), "limit": self.depth.reruns}
-            reruns |= {**counts, "found": []}
+            reruns |= {**counts, "engine": None, "device": self.device_name, "found": []}
             self._rows[key]["reruns"] = reruns
             chosen += [(reruns, one) for one in islice(by_prompt.values(), self.depth.reruns)]
         for reruns, difference in self._each("reruns in float32", chosen):
             result = self._in_float32(difference)
             reruns["rerun"] += 1
-            reruns[{TIE: "ties", DEFECT: "defects"}.get(result["verdict"], result["verdict"])] += 1
+            reruns["engine"] = result.pop("engine", reruns["engine"])
+            reruns[COUNTED.get(result["verdict"], result["verdict"])] += 1
             if result["verdict"] != EQUAL:
                 reruns["found"].append(result)
 
@@ -180,11 +237,13 @@ class Auditor:
         record, engine = difference.record, _engine(difference)
         turn = {name: record[name] for name in ("prompt_id", "turn")}
         try:
+            target = self._redecoder.target(engine, torch.float32)  # on eager where it must be
+            stock = record["engine"] == STOCK_ENGINE
+            turn["engine"] = STOCK_ENGINE if stock else target.engine
             ids, expected = self._decode_both(record, engine, torch.float32)
             if ids == expected:
                 return turn | {"verdict": EQUAL}
-            target = self._redecoder.target(engine, torch.float32)
-            return turn | asdict(self._classify(target, record, ids, expected))
+            return turn | asdict(self._classify(torch.float32, record, ids, expected))
         except UsageError:
             raise
         except Exception as error:  # for example out of memory: the other prompts still run
@@ -249,9 +308,13 @@ def _explanation_key(found: Difference) -> tuple[Any, ...]:
     return (row_key(found.record), found.record["prompt_sha256"], found.position, tokens)
 
 
-def _gap(divergence: Divergence) -> float:
+def _gap(example: Mapping[str, Any]) -> float:
     """Infinite where one answer is the start of the other, which rounding cannot explain."""
-    return float("inf") if divergence.gap is None else divergence.gap
+    return float("inf") if example["gap"] is None else float(example["gap"])
+
+
+def _promises_equality(engine: str) -> bool:
+    return engine != STOCK_ENGINE and engines.load(engine).exact
 
 
 def _engine(found: Difference) -> str:
@@ -263,3 +326,27 @@ def _engine(found: Difference) -> str:
 
 def _answer(record: Record) -> tuple[str, tuple[int, ...]]:
     return record["prompt_sha256"], tuple(record["output_ids"])
+
+
+def _counts(
+    pairs: Sequence[tuple[Record, Record]], missed: Mapping[tuple[str, tuple[int, ...]], int]
+) -> tuple[int, int, int, int]:
+    """Of one prompt: missed tokens and all tokens of the row, then of the reference."""
+    own, reference = zip(*pairs, strict=True)
+    found = [
+        count
+        for side in (own, reference)
+        for count in (
+            sum(missed[_answer(r)] for r in side),
+            sum(len(r["output_ids"]) for r in side),
+        )
+    ]
+    return (found[0], found[1], found[2], found[3])
+
+
+def _spread(found: Mapping[str, Item], count: int | None) -> dict[str, Item]:
+    """`count` of the items, spread evenly; None is all."""
+    items = list(found.items())
+    if count is None or count >= len(items):
+        return dict(items)
+    return dict(items[number * len(items) // count] for number in range(count))

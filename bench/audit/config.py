@@ -17,11 +17,14 @@ class Depth:
     """How far an audit goes beyond comparing what was recorded; at a run's end, no further.
 
     Attributes:
+        answers: prompts of each half-precision row whose answers get a float32 forward; None is
+            all. With 0, differences in half precision stay unexplained.
         reruns: diverging prompts of each half-precision row to decode again in float32.
         draws: tokens to draw with each sampler.
         seed: of the draws.
     """
 
+    answers: int | None = 0
     reruns: int = 0
     draws: int = 0
     seed: int = 0
@@ -35,6 +38,11 @@ class AuditConfig:
     """What `python -m bench.audit` is asked to do; every field is a flag. Those that a run has too
     replace the settings in run.yaml, for paths and devices that differ on this machine."""
 
+    answers: int | None = option(
+        None,
+        "prompts of each half-precision row whose answers are compared with the float32 argmax, "
+        "one forward an answer; all by default, 0 is off",
+    )
     reruns: int = option(
         8, "diverging prompts of each half-precision row to decode again in float32"
     )
@@ -52,14 +60,14 @@ class AuditConfig:
 
     def __post_init__(self) -> None:
         """UsageError for a value that no audit can have."""
-        if self.reruns < 0 or self.seed < 0:
-            raise UsageError("--reruns and --seed must be at least 0")
+        if min(self.reruns, self.seed, self.answers or 0) < 0:
+            raise UsageError("--answers, --reruns and --seed must be at least 0")
         if self.draws != 0 and self.draws < LEAST:
             raise UsageError(f"--draws must be 0 (off) or at least {LEAST}")
 
     @property
     def depth(self) -> Depth:
-        return Depth(self.reruns, self.draws, self.seed)
+        return Depth(self.answers, self.reruns, self.draws, self.seed)
 
     def run_config(self, found: Mapping[str, Any]) -> RunConfig:
         """The run's settings `found` in run.yaml, with those given here in their place."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench import environment
 from bench.audit import quality, sampling
 from bench.audit.config import Depth
 from bench.audit.redecoding import Redecoder
@@ -58,7 +59,8 @@ class SamplerTests:
         """
         record, contexts = records[0], self._contexts(records, references)
         answers, _ = self.answers(record)
-        facts = {"dtype": "float32", "contexts": len(contexts), "answers": answers}
+        facts: dict[str, Any] = {"dtype": "float32", "contexts": len(contexts), "answers": answers}
+        facts["device"] = environment.device_name(str(self._redecoder.loaded.model.device))
         private = torch.Generator().manual_seed(self._depth.seed)
         transforms, turns = [], []
         try:

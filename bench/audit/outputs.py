@@ -1,9 +1,11 @@
 """Greedy outputs compared with the reference's: a difference is a tie that rounding decided, or a
 defect.
 
-float32: where the two tokens' logits are less than 1e-3 apart, both are decoded again in float64
-and must agree there. Half precision: the gap is compared with the noise at that position, the
-largest change of a logit between forwards of different widths.
+The gap is that of the two tokens' logits in float32. Float32 rows: where it is less than 1e-3, both
+are decoded again in float64 and must agree there. Half precision: it is compared with the noise of
+these two logits, how far their gap moves between the row's precision and float32 over the tokens
+before. The noise is measured by plain forwards: an engine that is wrong must not explain itself.
+Engine `exact` promises equal ids, so that every difference is a defect there.
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from bench.decoding.target import TargetModel
-from bench.decoding.tree import TokenTree, Topology
+from bench.audit import forced
 from bench.records.runs import PAIRED, REFERENCE, STOCK_ENGINE, Record, label
 
 FLOAT32_GAP = 1e-3
-WIDTHS = (1, 2, 16, 64)  # of the forwards whose logits give the half-precision noise
+NOISE_TOKENS = 64  # before the difference, over which the noise of two logits is measured
+NOISES = 6  # a tie's gap in half precision is at most so many times the noise
 TIE, DEFECT = "tie", "defect"
+UNEXPLAINED = "unexplained"  # half precision without float32 forwards, as at a run's end
 
 RowKey = tuple[str, str, str, str, str, float]
 ROW_FIELDS = ("model", "engine", "dtype", "dataset", "label", "temperature")
@@ -45,10 +47,11 @@ class Divergence:
         position: index in the answer; this and the next five are None where one answer is the start
             of the other.
         token, reference_token: what the method and the reference emitted there.
-        gap: between the two tokens' logits, the smallest of several forwards.
-        top2_gap: between the reference's two best logits.
-        noise: what the gap is compared with.
-        verdict: TIE or DEFECT.
+        gap: between the two tokens' logits in float32; this and the next two are None where no
+            float32 forward was made.
+        top2_gap: between the two best logits in float32.
+        noise: the largest gap that rounding explains.
+        verdict: TIE, DEFECT or UNEXPLAINED.
     """
 
     position: int | None
@@ -108,7 +111,8 @@ def first(ids: Sequence[int], expected: Sequence[int]) -> int | None:
 
 
 def classify(
-    target: TargetModel,
+    model: Any,
+    exact: Any,
     prompt: Sequence[int],
     ids: Sequence[int],
     expected: Sequence[int],
@@ -117,7 +121,8 @@ def classify(
     """Explains why a method's `ids` differ from the reference's `expected`.
 
     Args:
-        target: on the row's engine and in its precision.
+        model: the plain model in the row's precision.
+        exact: the same in float32.
         prompt: the prompt's ids.
         ids: the method's answer.
         expected: the reference's.
@@ -125,38 +130,33 @@ def classify(
     """
     position = first(ids, expected)
     if position is None:
-        return Divergence(None, None, None, None, None, None, DEFECT)
-    logits = logits_by_width(target, [*prompt, *expected[:position]])  # [m, V]
-    chosen = [expected[position], ids[position]]
-    gap = float((logits[:, chosen[0]] - logits[:, chosen[1]]).abs().min())
-    best = logits[0].topk(2).values  # the reference's own width
-    if target.dtype == torch.float32:
+        return without_logits(ids, expected, DEFECT)
+    token, other = ids[position], expected[position]
+    context = [*prompt, *expected[:position]]
+    tokens = min(len(context), NOISE_TOKENS)
+    found, logits = forced.gaps(exact, context, tokens, other, token)
+    gap = abs(float(found[-1]))
+    if model.dtype == torch.float32:
         noise = FLOAT32_GAP
         tie = gap < noise and agree()
     else:
-        spread = float((logits.max(dim=0).values - logits.min(dim=0).values).max())
-        spacing = torch.finfo(target.dtype).eps * float(logits[:, chosen].abs().max())
-        noise = max(spread, spacing)
+        half, _ = forced.gaps(model, context, tokens, other, token)
+        moved = float((half - found).square().mean().sqrt())
+        spacing = torch.finfo(model.dtype).eps * float(logits[[token, other]].abs().max())
+        noise = max(NOISES * moved, spacing)
         tie = gap <= noise
+    best = logits.topk(2).values
     top2 = float(best[0] - best[1])
     verdict = TIE if tie else DEFECT
-    return Divergence(position, ids[position], expected[position], gap, top2, noise, verdict)
+    return Divergence(position, token, other, gap, top2, noise, verdict)
 
 
-def logits_by_width(target: TargetModel, ids: Sequence[int]) -> Tensor:
-    """float32 [m, V]: the logits after `ids`, from forwards of different widths, 1 first."""
-    rows = []
-    target.reserve(len(ids) + max(WIDTHS))
-    with torch.inference_mode():
-        for width in WIDTHS:
-            if width < len(ids):
-                target.prefill(ids[:-width])
-                chain = Topology.of(range(-1, width - 1), target.device, lasting=False)
-                tree = target.pad(TokenTree(target.tensor(ids[-width:]), chain))
-                logits = target.forward(tree).logits[width - 1]
-                rows.append(logits.to(torch.float32, copy=True))
-        rows.append(target.prefill(ids).logits[-1].float())
-    return torch.stack(rows)
+def without_logits(ids: Sequence[int], expected: Sequence[int], verdict: str) -> Divergence:
+    """A difference with the verdict alone."""
+    position = first(ids, expected)
+    if position is None:
+        return Divergence(None, None, None, None, None, None, verdict)
+    return Divergence(position, ids[position], expected[position], None, None, None, verdict)
 
 
 def _turn(record: Record) -> tuple[Any, ...]:

@@ -64,14 +64,20 @@ class Redecoder:
             if found is not None and found not in {checkpoint for checkpoint, *_ in known}:
                 raise _other_weights(name)
 
+    def model(self, dtype: torch.dtype) -> Any:
+        """The run's own model, or a copy of its weights in `dtype`."""
+        if dtype == self.loaded.model.dtype:
+            return self.loaded.model
+        if dtype not in self._models:
+            self._models[dtype] = in_precision(self.loaded.model, dtype)
+        return self._models[dtype]
+
     def target(self, engine: str, dtype: torch.dtype) -> TargetModel:
         """The run's own target, or one of a copy of its weights in `dtype`."""
         if dtype == self.loaded.model.dtype:
             return self._on_engine(engine)
-        if dtype not in self._models:
-            self._models[dtype] = in_precision(self.loaded.model, dtype)
         if (engine, dtype) not in self._targets:
-            made, _ = engines.make(self._models[dtype], self.loaded.target.name, engine)
+            made, _ = engines.make(self.model(dtype), self.loaded.target.name, engine)
             self._targets[engine, dtype] = made
         return self._targets[engine, dtype]
 

@@ -13,6 +13,21 @@ from reports.read.companions import AUDIT_COUNTS, QUALITY, TESTED
 from reports.read.preparation import NAME, good, number
 from reports.read.rows import ordered, rows
 
+# README has the same words.
+LOSSLESS = (
+    "in float32 every output has the reference's token ids. A first difference where the two "
+    "tokens' logits are closer than 1e-3 is decoded again in float64 and must agree there; "
+    "otherwise it is a defect. In half precision, two things are required. The share of emitted "
+    "tokens that are not the float32 argmax, teacher-forced, must not exceed the reference's own "
+    "share on the same engine: a row fails where the 95 % interval of the difference, paired by "
+    "prompt, lies above 0.01. And each first difference must be a tie: the gap between the two "
+    "tokens' logits in float32 is at most 6 times the noise of these two logits, by how much their "
+    "gap moves between the row's precision and float32 (root mean square over the 64 tokens "
+    "before); otherwise it is a defect. On engine exact, every difference is a defect. Above "
+    "temperature 0, where ids differ by chance, a test compares every sampler with the target's "
+    "exact distribution."
+)
+
 DEFINITIONS: Definitions = (
     (
         "Match rate",
@@ -23,16 +38,19 @@ DEFINITIONS: Definitions = (
         "outputs compared with the reference's of the same turn and repeat, and those with the "
         "same ids.",
     ),
-    (
-        "Lossless",
-        "in float32 every output equals the reference's. A first difference where the reference's "
-        "two best logits are closer than 1e-3 is run again in float64 and must agree there; "
-        "otherwise it is a defect.",
-    ),
+    ("Lossless", LOSSLESS),
     (
         "Ties and defects",
-        "in half precision a first difference is a tie when the gap between the two best logits is "
-        "within the precision's noise, otherwise a defect.",
+        "the differences that rounding explains, and those that it does not, by the definition of "
+        "lossless. Differences in half precision are unexplained until the audit makes its float32 "
+        "forwards.",
+    ),
+    (
+        "Not the argmax",
+        "the share of a half-precision row's tokens that are not the float32 argmax, with a 95 % "
+        "bootstrap interval over prompts, and the reference's own share on the same prompts. A row "
+        "fails where the interval of the difference lies above 0.01 and passes where it ends below "
+        "0.05; otherwise its answers are too few.",
     ),
     (
         "Position, gap of logits",
@@ -71,5 +89,21 @@ AuditRow = Mapping[str, Any]  # a row of audit.json
 
 def defective(entry: AuditRow) -> bool:
     """Whether an audit's row shows a defect in its answers, their reruns or its samples."""
-    refused = (entry.get("sampling") or {}).get("passed") is False
+    tests = (entry.get("sampling") or {}, entry.get("argmax") or {})
+    refused = any(test.get("passed") is False for test in tests)
     return bool(entry["defects"] or (entry.get("reruns") or {}).get("defects") or refused)
+
+
+def elsewhere(entry: AuditRow, evidence: Mapping[str, Any]) -> str | None:
+    """Where the evidence of a row (its reruns or sampling test) was made, if not on the row's own
+    engine and device. Audits that do not say where count as elsewhere in half precision."""
+    engine, device = evidence.get("engine"), evidence.get("device")
+    devices = entry.get("devices")
+    if device is None or devices is None:
+        known = entry["dtype"] == "float32" and engine in (None, entry["engine"])
+        return (
+            None if known else f"{engine or 'an engine'} on a device that the audit does not name"
+        )
+    if engine == entry["engine"] and list(devices) == [device]:
+        return None
+    return f"{engine} on {device}"

@@ -5,16 +5,17 @@ A method earns "lossless: verified" by its outputs or its samples, not by its ow
 - "lossy": the method changes the output by design, so equality is not required.
 - "not audited": there is no `audit.json`, it is of older records, it compared nothing of the row,
   or the row samples and no distribution was tested.
-- "defects": an output differs and no tie explains it; or a diverging prompt decoded again in
-  float32 differs there; or the distribution test failed.
+- "defects": an output differs and no tie explains it; or too many of its tokens are not the float32
+  argmax; or a diverging prompt decoded again in float32 differs there; or the distribution test
+  failed.
 - "audited in part": no defect was found, but prompts of some records could not be reconstructed,
-  or fewer than 1,000 tokens were drawn.
+  fewer than 1,000 tokens were drawn, or they were drawn on another engine or device than the row's.
 - greedy, float32: "lossless: verified (N answers)" where every answer equals the reference's, or
   differs first where both choices are within 1e-3 and agrees in float64.
 - greedy, half precision: the same where every answer is equal; "lossless: verified, ties in bf16"
-  (or fp16) where the differences are within the precision's noise and the diverging prompts that
-  were decoded again in float32, all or at least 8, are all equal there; otherwise "lossless: ties
-  only".
+  (or fp16) where every first difference is a tie, the share of tokens that are not the float32
+  argmax passed, and the diverging prompts that were decoded again in float32 on the row's engine
+  and device, all or at least 8, are all equal there; otherwise "lossless: ties only".
 - sampling: "lossless: verified (N tokens)" where the distribution test passed.
 """
 
@@ -24,7 +25,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from reports.measures import Definitions
-from reports.measures.matches import AuditRow, defective
+from reports.measures.matches import AuditRow, defective, elsewhere
 from reports.page.model import Page, TableRow
 from reports.read.companions import AUDITED
 from reports.read.preparation import NAME
@@ -48,11 +49,13 @@ DEFINITIONS: Definitions = (
         "Badge",
         "the result of the audit for a row. Verified: in float32 every answer has the reference's "
         "ids, or differs first where both choices are closer than 1e-3 and agrees in float64; in "
-        "half precision every answer is equal, or differs within the precision's noise and the "
-        "diverging prompts decoded again in float32 (all of them, or at least 8) agree there; when "
-        "sampling, the distribution test passed on at least 1,000 tokens. Ties only: differences "
-        "are within the noise and too little was decoded again. Not audited: no audit of these "
-        "records, or none of this row.",
+        "half precision every answer is equal, or every first difference is a tie, the share of "
+        "tokens that are not the float32 argmax passed, and the diverging prompts decoded again in "
+        "float32 (all of them, or at least 8) agree there; when sampling, the distribution test "
+        "passed on at least 1,000 tokens. Ties only: the differences are ties, and the rest is "
+        "missing. Not audited: no audit of these "
+        "records, or none of this row. Reruns and samples count only on the row's own engine and "
+        "device.",
     ),
     (
         "Float32 reruns",
@@ -114,26 +117,52 @@ def _greedy(entry: AuditRow) -> Badge:
     if reruns.get("defects"):
         why = f"{reruns['defects']} of {_prompts(reruns)} differ in float32 too"
         return Badge("defects", "bad", why)
+    shares = entry.get("argmax") or {}
+    if shares.get("passed") is False:
+        return Badge("defects", "bad", _shares(shares))
     if not compared:
         return Badge("not audited", "plain", "no answer was compared")
     if entry.get("left_out"):
         why = f"{entry['left_out']} answers left out: their prompts could not be reconstructed"
         return Badge("audited in part", "plain", why)
     verified = f"lossless: verified ({compared:,} answers)"
+    if entry.get("unexplained"):
+        why = f"{_answers(entry['unexplained'], compared)} differ and are not explained"
+        return Badge("not audited", "plain", f"{why}; run {COMMAND}")
     if not ties:
         return Badge(verified, "good", "all ids equal the reference's")
     if entry["dtype"] == "float32":
         why = f"{_answers(ties, compared)} differ at a near tie and agree in float64"
         return Badge(verified, "good", why)
+    return _half(entry, shares, reruns)
+
+
+def _half(entry: AuditRow, shares: Mapping[str, Any], reruns: Mapping[str, Any]) -> Badge:
+    """Of a row in half precision whose differences are ties."""
     short = SHORT.get(entry["dtype"], entry["dtype"])
-    tied = f"{_answers(ties, compared)} differ within the noise of {short}"
-    done = reruns.get("rerun", 0)
-    same = done and reruns["equal"] + reruns["ties"] == done
-    if not same or done < min(RERUNS, reruns["prompts"]):
-        again = f"; {reruns['failed']} reruns failed" if reruns.get("failed") else ""
-        return Badge("lossless: ties only", "plain", f"{tied}{again}; run {COMMAND}")
-    why = f"{tied}; {_prompts(reruns)} were decoded again in float32 and agree"
+    tied = f"{_answers(entry['ties'], entry['compared'])} differ within the noise of {short}"
+    missing = _missing(entry, shares, reruns)
+    if missing:
+        return Badge("lossless: ties only", "plain", f"{tied}; {missing}")
+    why = f"{tied}; {_prompts(reruns)} were decoded again in float32 and agree; {_shares(shares)}"
     return Badge(f"lossless: verified, ties in {short}", "good", why)
+
+
+def _missing(entry: AuditRow, shares: Mapping[str, Any], reruns: Mapping[str, Any]) -> str | None:
+    """What a row whose differences are ties lacks to be verified."""
+    done = reruns.get("rerun", 0)
+    if reruns.get("failed"):
+        return f"{reruns['failed']} reruns failed; run {COMMAND}"
+    if not done or done < min(RERUNS, reruns["prompts"]):
+        return f"too few were decoded again; run {COMMAND}"
+    where = elsewhere(entry, reruns)
+    if where:
+        return f"they were decoded again on {where}; run {COMMAND} where the run was made"
+    if not shares:
+        return f"its tokens were not compared with the float32 argmax; run {COMMAND}"
+    if not shares["passed"]:
+        return f"{_shares(shares)}, in too few answers to verify it"
+    return None
 
 
 def _sampling(entry: AuditRow) -> Badge:
@@ -149,6 +178,10 @@ def _sampling(entry: AuditRow) -> Badge:
     why = f"its samples follow the target's distribution: {result}"
     if test.get("accepted_length"):
         why += f", {test['accepted_length']:.2f} a step"
+    where = elsewhere(entry, test)
+    if where:
+        why = f"{why}; drawn by {where}; run {COMMAND} where the run was made"
+        return Badge("audited in part", "plain", why)
     if test["tokens"] < TOKENS:
         return Badge("audited in part", "plain", f"{why}; a badge needs {TOKENS:,} tokens")
     return Badge(f"lossless: verified ({test['tokens']:,} tokens)", "good", why)
@@ -160,3 +193,8 @@ def _answers(count: int, whole: int) -> str:
 
 def _prompts(reruns: Mapping[str, Any]) -> str:
     return f"{reruns['rerun']} of {reruns['prompts']} diverging prompts"
+
+
+def _shares(shares: Mapping[str, Any]) -> str:
+    own, reference = (f"{100 * shares[name]:.1f} %" for name in ("share", "reference_share"))
+    return f"{own} of its tokens are not the float32 argmax, {reference} of the reference's"

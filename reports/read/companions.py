@@ -22,7 +22,7 @@ AUDITED = "audited"  # the state of a run whose audit is of its records
 AUDIT_COUNTS = ("compared", "equal", "ties", "defects")
 # Optional keys of an audit's rows: of lossy methods, and what else was tested.
 QUALITY = ("agreement", "reference_agreement", "perplexity", "reference_perplexity")
-TESTED = ("reruns", "sampling")
+TESTED = ("reruns", "sampling", "argmax")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import pandas as pd
@@ -61,6 +62,21 @@ def _reruns(row: TableRow) -> str:
     return f"{found.get('equal', 0)} equal of {found.get('rerun', 0)}"
 
 
+def _missed(row: TableRow) -> str:
+    found = row["argmax"]
+    return percent(found["share"]) if isinstance(found, Mapping) else NONE
+
+
+def _missed_below(row: TableRow) -> str:
+    found = row["argmax"]
+    if not isinstance(found, Mapping):
+        return ""
+    interval = ""
+    if found["low"] is not None:
+        interval = f"[{percent(max(found['low'], 0.0))}, {percent(found['high'])}], "
+    return f"{interval}reference {percent(found['reference_share'])}"
+
+
 def _sampled(row: TableRow) -> str:
     found = row["sampling"]
     if not isinstance(found, Mapping) or found.get("p_holm") is None:
@@ -69,6 +85,7 @@ def _sampled(row: TableRow) -> str:
 
 
 _PROOFS = (
+    Detailed("Not the argmax", "argmax", _missed, below=_missed_below),
     words("Float32 reruns", _reruns, "reruns"),
     words("Distribution test", _sampled, "sampling"),
     Detailed(
@@ -90,11 +107,16 @@ def _beside(figure: str) -> str:
     return "" if figure == NONE else f"reference {figure}"
 
 
+def _gap(example: TableRow) -> float:
+    """Infinite where one answer is the start of the other."""
+    return math.inf if example["gap"] is None else float(example["gap"])
+
+
 def _differences(page: Page) -> list[Table]:
-    """Where outputs first differ, defects before ties."""
+    """Where outputs first differ: defects before ties, the largest gaps first."""
     rows = page.audited.to_dict("records")
     found = [{**row, **example} for row in rows for example in row["examples"] or ()]
-    found.sort(key=lambda example: str(example["verdict"]))
+    found.sort(key=lambda example: (str(example["verdict"]), -_gap(example)))
     if not found:
         return []
     names = ("model", "dataset", "label", "prompt_id", "verdict")

@@ -17,12 +17,23 @@ from tests.reports.fabricate import duel, record, write_run
 
 SETTINGS = dict(zip(NAME[1:], ("tiny", "eager", "float32", "mini", 0.0, "fast(n=3)"), strict=True))
 TEST = {"p": 0.4, "p_holm": 0.8, "level": 0.001, "passed": True, "tokens": 2048, "dtype": "float32"}
-RERUNS = {"prompts": 3, "limit": 8, "rerun": 3, "equal": 3, "ties": 0, "defects": 0, "failed": 0}
+OWN = {"engine": "eager", "device": "a card"}
+RERUNS: dict[str, Any] = {
+    "prompts": 3,
+    "limit": 8,
+    "rerun": 3,
+    "equal": 3,
+    "ties": 0,
+    "defects": 0,
+    "failed": 0,
+}
+RERUNS |= OWN
+ARGMAX = {"share": 0.03, "reference_share": 0.025, "passed": True}
 
 
 def entry(**changes: Any) -> dict[str, Any]:
     counts = {"compared": 8, "equal": 8, "ties": 0, "defects": 0}
-    return {**SETTINGS, **counts, "examples": [], **changes}
+    return {**SETTINGS, "devices": ["a card"], **counts, "examples": [], **changes}
 
 
 def page(tmp_path: Path, *rows: dict[str, Any], audit: str = "audited", **changes: Any) -> Page:
@@ -42,7 +53,7 @@ def badge(page: Page, label: str = "fast(n=3)") -> Badge:
 
 
 def half(tmp_path: Path, **changes: Any) -> Badge:
-    row = entry(dtype="bfloat16", equal=5, ties=3, **changes)
+    row = entry(dtype="bfloat16", equal=5, ties=3, **{"argmax": ARGMAX, **changes})
     return badge(page(tmp_path, row, dtype="bfloat16"))
 
 
@@ -103,6 +114,55 @@ def test_a_rerun_that_failed_earns_nothing(tmp_path: Path) -> None:
     found = half(tmp_path, reruns=RERUNS | {"equal": 2, "failed": 1})
     assert found.text == "lossless: ties only"
     assert "1 reruns failed" in found.why
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"engine": "graph"}, "graph on a card"),
+        ({"device": "a CPU"}, "eager on a CPU"),
+        ({"engine": None, "device": None}, "a device that the audit does not name"),
+    ],
+)
+def test_reruns_elsewhere_earn_nothing(tmp_path: Path, changes: dict[str, Any], where: str) -> None:
+    found = half(tmp_path, reruns=RERUNS | changes)
+    assert found[:2] == ("lossless: ties only", "plain")
+    assert where in found.why
+
+
+def test_old_audits_verify_no_half_precision_row(tmp_path: Path) -> None:
+    old = {name: value for name, value in RERUNS.items() if name not in OWN}
+    assert half(tmp_path, reruns=old, argmax=None).text == "lossless: ties only"
+    assert half(tmp_path, reruns=RERUNS, devices=None).text == "lossless: ties only"
+
+
+def test_records_of_two_devices_are_not_verified_on_one(tmp_path: Path) -> None:
+    found = half(tmp_path, reruns=RERUNS, devices=["a card", "another"])
+    assert found.text == "lossless: ties only"
+
+
+def test_the_share_that_is_not_the_argmax_must_pass(tmp_path: Path) -> None:
+    found = half(tmp_path, reruns=RERUNS, argmax=ARGMAX | {"share": 0.165, "passed": False})
+    assert found[:2] == ("defects", "bad")
+    assert "16.5 % of its tokens are not the float32 argmax, 2.5 % of the reference's" in found.why
+    assert half(tmp_path, reruns=RERUNS, argmax=None).text == "lossless: ties only"
+    found = half(tmp_path, reruns=RERUNS, argmax=ARGMAX | {"passed": None})
+    assert found.text == "lossless: ties only"
+    assert "too few answers" in found.why
+
+
+def test_unexplained_differences_are_not_audited(tmp_path: Path) -> None:
+    row = entry(dtype="bfloat16", equal=5, unexplained=3)
+    found = badge(page(tmp_path, row, dtype="bfloat16"))
+    assert found[:2] == ("not audited", "plain")
+    assert "3 of 8 answers differ and are not explained" in found.why
+
+
+def test_samples_drawn_elsewhere_verify_nothing(tmp_path: Path) -> None:
+    for changes in ({"engine": "graph"}, {"device": "a CPU"}):
+        found = sampled(tmp_path, TEST | OWN | changes)
+        assert found[:2] == ("audited in part", "plain")
+    assert sampled(tmp_path, TEST | OWN).kind == "good"
 
 
 def test_no_audit_and_an_old_one_earn_nothing(tmp_path: Path) -> None:
