@@ -47,6 +47,15 @@ def dtype_option(default: str = "auto") -> Any:
     )
 
 
+def chat_template_option() -> Any:
+    """The field `chat_template` of every command that renders prompts."""
+    return option(
+        None,
+        "chat template instead of the model's own: vicuna, llama-2-chat or a Jinja file",
+        metavar="NAME|FILE",
+    )
+
+
 def flag(name: str) -> str:
     """The command-line flag of a setting."""
     return "--" + name.replace("_", "-")

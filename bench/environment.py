@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +18,7 @@ import psutil
 import pynvml
 
 from bench.errors import UsageError
+from bench.files import canonical_sha256, sha256_of_file
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +36,9 @@ PACKAGES = (
     "jinja2",
     "triton",
 )
+
+
+OWN = ("baselines", "bench", "chimera")  # packages whose code every record depends on
 
 
 def collect(device: str, extra: Mapping[str, object]) -> dict[str, object]:
@@ -179,6 +185,29 @@ def _cuda_state(device: torch.device) -> dict[str, object]:
         "tf32_matmul": torch.backends.cuda.matmul.allow_tf32,
         "tf32_cudnn": torch.backends.cudnn.allow_tf32,
     }
+
+
+def code(modules: Iterable[str] = ()) -> dict[str, str]:
+    """Hashes of the sources of this project's packages and of those that the modules are in."""
+    packages = {*OWN, *(module.partition(".")[0] for module in modules)}
+    return {package: source_sha256(package) for package in sorted(packages)}
+
+
+@functools.cache  # a process keeps the code that it imported, whatever becomes of the files
+def source_sha256(package: str) -> str:
+    """Of the names and contents of an importable package's Python files."""
+    found = importlib.util.find_spec(package)
+    if found is None:
+        raise UsageError(f"the package {package} is not installed; run `pip install -e .`")
+    roots = [Path(root) for root in found.submodule_search_locations or ()]
+    files = {
+        path.relative_to(root).as_posix(): sha256_of_file(path)
+        for root in roots
+        for path in root.rglob("*.py")
+    }
+    if not roots and found.origin:
+        files[package] = sha256_of_file(Path(found.origin))
+    return canonical_sha256(files)
 
 
 def package_version(name: str) -> str | None:

@@ -91,8 +91,7 @@ def clock(repeats: int, device: str, engine: str, tokens: int = 64) -> str:
 
     def turn(quiet: bool) -> Callable[[], float]:
         def run() -> float:
-            target.clock.quiet = quiet
-            return run_turn(decoder, PROMPT, Sampling(), tokens, ()).decode_s
+            return run_turn(decoder, PROMPT, Sampling(), tokens, (), not quiet).decode_s
 
         return run
 

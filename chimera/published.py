@@ -125,7 +125,15 @@ def _shape(config: Any, heads: dict[str, Tensor], older: bool) -> ChimeraConfig:
 
 
 def shape(config: Any, depth: int = DEPTH, older: bool = False) -> ChimeraConfig:
-    """The published draft's settings for a target's transformers config."""
+    """The published draft's settings for a target's transformers config. CheckpointError for one
+    that lacks what the draft takes from a Llama's."""
+    needed = ("intermediate_size", "rms_norm_eps")
+    lacking = [name for name in needed if getattr(config, name, None) is None]
+    if lacking:
+        raise CheckpointError(
+            f"the published draft is for models of Llama's form, and {config.model_type} has no "
+            f"{' and no '.join(lacking)}"
+        )
     rope = getattr(config, "rope_parameters", None) or {}
     return ChimeraConfig(
         hidden_size=config.hidden_size,

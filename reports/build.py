@@ -27,6 +27,7 @@ from reports.read.lines import collecting_later
 from reports.read.parallel import side_by_side
 from reports.read.preparation import TUNING, prepare
 from reports.read.safe_text import inert
+from reports.read.unfinished import in_common, unfinished
 from reports.sections import comparability, cost, header
 
 OUT = Path("reports/index.html")
@@ -71,7 +72,16 @@ def load(folders: Sequence[Path]) -> Page:
         notices += said
     table = pd.concat(frames[1:] or frames, ignore_index=True)
     shown = table[table["dataset"] != TUNING]
-    return Page(found, prepare(shown), len(table) - len(shown), costs, notices)
+    prepared = prepare(shown)
+    missing = unfinished(found, prepared)
+    notices += [
+        f"{name}, {line}; compared on the turns that all methods have"
+        for name, lines in missing.items()
+        for line in lines
+    ]
+    if missing:
+        prepared = in_common(prepared, missing)
+    return Page(found, prepared, len(table) - len(shown), costs, notices)
 
 
 def render(page: Page, makers: Sequence[Callable[[Page], Section]] = ()) -> str:

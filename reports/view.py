@@ -38,8 +38,9 @@ def view(folder: Path, prompt_id: str, turn: int | None, out: Path) -> None:
     def section(page: Page) -> Section:
         shown = [shown_turn(turns, at) for at in found]
         lead = (
-            f"Every answer to {prompt_id} in the first repeat that the reference answered: the "
-            "reference, the fastest lossless method of the run, then the others by speedup."
+            f"Every answer to {prompt_id} in the first repeat that the reference answered, of "
+            "those with the phase clock where there are any: the reference, the fastest lossless "
+            "method of the run, then the others by speedup."
         )
         return answers.made(page, shown, lead)
 

@@ -79,19 +79,21 @@ def install(monkeypatch: pytest.MonkeyPatch, *decoders: type[Decoder]) -> None:
     monkeypatch.setattr(methods, "entry_points", installed)
 
 
-def kept(folder: Path | str) -> list[records.Record]:
-    """The records that count."""
-    return records.latest(records.read(folder))
+def kept(folder: Path | str, clocked: bool | None = False) -> list[records.Record]:
+    """The records that count: of the timed repeats, of the one with the phase clock, or (None) of
+    all."""
+    latest = records.latest(records.read(folder))
+    return [record for record in latest if clocked in (None, bool(record["clock"]))]
 
 
-def of(folder: Path | str, method: str) -> list[records.Record]:
+def of(folder: Path | str, method: str, clocked: bool | None = False) -> list[records.Record]:
     """The records of one method that count."""
-    return [record for record in kept(folder) if record["method"] == method]
+    return [record for record in kept(folder, clocked) if record["method"] == method]
 
 
 def outputs(folder: Path | str) -> dict[str, list[int]]:
-    """Ids by key of the turns that are done."""
-    return {r["key"]: r["output_ids"] for r in kept(folder) if r["status"] == "ok"}
+    """Ids by key of the turns that are done, with the phase clock and without."""
+    return {r["key"]: r["output_ids"] for r in kept(folder, None) if r["status"] == "ok"}
 
 
 def contents(folder: Path) -> dict[str, bytes]:

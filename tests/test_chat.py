@@ -86,7 +86,7 @@ def test_own_template_gets_the_generation_prompt() -> None:
 
 def test_no_template_at_all_names_the_registered_ones() -> None:
     tokenizer = byte_tokenizer(bos_token="<s>", eos_token="</s>")
-    with pytest.raises(UsageError, match=r"no chat template; choose vicuna or llama-2-chat"):
+    with pytest.raises(UsageError, match=r"no chat template; choose one by --chat-template"):
         render(tokenizer, ASKED, None)
 
 

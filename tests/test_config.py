@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from bench import cli
@@ -21,6 +22,7 @@ from bench.questions.registry import QuestionSet, Source
 from bench.run import config
 from bench.run.__main__ import main
 from bench.run.config import RunConfig
+from bench.targets import synthetic
 from tests import harness
 from tests.harness import run
 
@@ -41,6 +43,7 @@ VALUES: dict[str, Any] = {
     "dtype": "bfloat16",
     "checkpoint": ["lookahead=weights"],
     "tree": "paper",
+    "chat_template": "vicuna",
     "history": "history.jsonl",
     "data_dir": "data",
     "out": "there",
@@ -299,7 +302,7 @@ def test_no_local_path_is_kept(tmp_path: Path) -> None:
     for folder in (first, second):
         names = {"run.yaml", "environment.json", "records.jsonl", "history.jsonl", "audit.json"}
         files = harness.contents(folder)
-        assert names == set(files)
+        assert {*names, "prompts.jsonl"} == set(files)
         for name, content in files.items():
             assert str(tmp_path).encode() not in content, name
             assert str(Path.home()).encode() + b"/" not in content, name
@@ -313,8 +316,9 @@ def test_no_local_path_is_kept(tmp_path: Path) -> None:
 def test_a_path_below_home_is_local_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "secret").mkdir()
-    (tmp_path / "secret" / "config.json").write_text("{}")
+    model, tokenizer = synthetic.build("synthetic:tiny", "cpu", torch.float32)
+    model.save_pretrained(tmp_path / "secret")
+    tokenizer.save_pretrained(tmp_path / "secret")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run("--models", os.path.join("~", "secret"), "--dry-run") == 0
     assert yaml.safe_load(capsys.readouterr().out.partition("\n\n")[2])["models"] == ["secret"]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import psutil
 import pytest
 import torch
+import transformers
 
 from baselines.medusa import published as medusa_layouts
 from bench.cli import Parser, add_arguments
@@ -28,6 +29,7 @@ from bench.records.validation import check
 from bench.run.methods import discover, method, resolve
 from bench.run.runner import run_turn
 from bench.targets import registry as targets
+from bench.targets import synthetic
 from chimera import published as chimera_layouts
 from tests import harness
 from tests.reports import studies
@@ -253,6 +255,18 @@ def test_a_method_that_fails_leaves_its_reason_and_spares_the_others(
     assert check("out") == []
 
 
+def test_a_model_of_another_form_runs_with_the_drafts_that_fit() -> None:
+    shape = {"vocab_size": 512, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64}
+    config = transformers.GPT2Config(**shape, bos_token_id=256, eos_token_id=256)
+    transformers.GPT2LMHeadModel(config).save_pretrained("gpt2")
+    synthetic.tokenizer(512, 64).save_pretrained("gpt2")
+    assert measure("--models", "gpt2", "--contexts", "16", "58", "--out", "out") == 0
+    failed = [record for record in kept("out") if record["status"] != "ok"]
+    assert {(r["method"], r["status"]) for r in failed} == {("chimera", "skipped")}
+    assert "gpt2 has no intermediate_size" in failed[0]["error"]
+    assert check("out") == []
+
+
 # Bad input
 
 REFUSED = [
@@ -290,7 +304,7 @@ def test_another_study_is_not_written_into_the_folder(
 ) -> None:
     before = harness.contents(done)
     assert measure("--out", "out", "--repeats", "3") == 2
-    assert "other settings (see its cost.yaml)" in capfd.readouterr().err
+    assert "other settings: engine (eager graph, now eager)" in capfd.readouterr().err
     path = done / "environment.json"
     path.write_text(path.read_text().replace('"transformers": "', '"transformers": "0.'))
     assert measure("--out", "out", "--engine", "eager", "graph") == 2

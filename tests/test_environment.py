@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from bench import environment
 from bench.environment import collect, device_name, git_state, gpu_state
 from bench.errors import UsageError
 
@@ -162,3 +163,32 @@ def test_gpu_state_is_null_without_an_answer() -> None:
     assert {"driver", "power_limit_w"} <= state.keys()
     assert set(state.values()) == {None}
     assert set(gpu_state("GPU-none").values()) == {None}  # NVML itself, whatever this machine has
+
+
+def test_code_is_a_hash_of_names_and_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(environment, "source_sha256", environment.source_sha256.__wrapped__)
+    package = tmp_path / "guest"
+    (package / "part").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "part" / "decoder.py").write_text("a = 1\n")
+    (tmp_path / "single.py").write_text("a = 1\n")
+
+    def guest() -> str:
+        return environment.code(["guest.part.decoder"])["guest"]
+
+    assert environment.code(["single"]).keys() == {*environment.OWN, "single"}
+    before = guest()
+    (package / "notes.txt").write_text("not code")
+    assert guest() == before
+    (package / "part" / "decoder.py").write_text("a = 2\n")
+    changed = guest()
+    (package / "part" / "decoder.py").rename(package / "part" / "moved.py")
+    assert len({before, changed, guest()}) == 3
+
+
+def test_own_code_is_all_of_this_project() -> None:
+    assert environment.code().keys() == {"baselines", "bench", "chimera"}
+    assert environment.code(["bench.run.plan"]) == environment.code()

@@ -19,10 +19,8 @@ from bench.questions.history import Prompt
 from bench.records import validation
 from bench.records.runs import FIGURES, REFERENCE
 from bench.run import methods
-from bench.run.prompting import renderer
-from bench.targets import registry as targets
+from bench.run.prompting import Renderer
 from bench.targets import synthetic
-from bench.targets.registry import Loaded
 from tests import harness
 from tests.harness import run
 
@@ -245,18 +243,11 @@ def test_an_answer_that_is_no_text_is_refused(changes: dict[str, Any]) -> None:
         history.read(line(**changes), "there")
 
 
-@pytest.fixture(scope="module")
-def loaded() -> Loaded:
-    return Loaded(
-        targets.TARGETS[MODEL],
-        None,
-        synthetic.tokenizer(64, 2048),
-        "r",
-        frozenset(),
-    )
+TOKENIZER = synthetic.tokenizer(64, 2048)
+RENDER = Renderer(TOKENIZER, None, vocabulary=64, positions=2048, max_new_tokens=8)
 
 
-def test_prompts_grow_by_the_answers(loaded: Loaded) -> None:
+def test_prompts_grow_by_the_answers() -> None:
     rows = [{"question_id": 1, "category": "sums", "turns": ["one", "two", "three"]}]
     questions = prompts.load(str(harness.ask(Path("three.jsonl"), rows)), None)
     asked: list[Prompt] = []
@@ -266,10 +257,10 @@ def test_prompts_grow_by_the_answers(loaded: Loaded) -> None:
         return {"status": "ok", "text": f"answer {prompt.turn}"}
 
     assert history.missing([questions], None, MODEL, {}) == 2
-    found = list(history.prompts(questions, None, MODEL, renderer(loaded), {}, answer))
+    found = list(history.prompts(questions, None, MODEL, RENDER, {}, answer))
     assert [prompt.turn for prompt in found] == [1, 2, 3]
     assert asked == found[:2]
-    texts = [loaded.tokenizer.decode(prompt.ids) for prompt in found]
+    texts = [TOKENIZER.decode(prompt.ids) for prompt in found]
     assert texts[2] == (
         "user: one\nassistant: answer 1\nuser: two\nassistant: answer 2\nuser: three\nassistant: "
     )
@@ -283,7 +274,7 @@ def test_prompts_grow_by_the_answers(loaded: Loaded) -> None:
     assert len({prompt.sha256 for prompt in found}) == 3
 
 
-def test_known_answers_are_not_asked_for(loaded: Loaded) -> None:
+def test_known_answers_are_not_asked_for() -> None:
     questions = prompts.load(harness.QUESTIONS, None)
     known = {
         (MODEL, questions.sha256, "1", 1): {"status": "ok", "text": "known"},
@@ -298,12 +289,12 @@ def test_known_answers_are_not_asked_for(loaded: Loaded) -> None:
 
     assert history.missing([questions], None, MODEL, known) == 2
     assert history.missing([questions], 1, MODEL, known) == 0
-    found = list(history.prompts(questions, None, MODEL, renderer(loaded), known, answer))
+    found = list(history.prompts(questions, None, MODEL, RENDER, known, answer))
     assert asked == ["2", "3"]
     skipped = [prompt for prompt in found if prompt.skip]
     assert [(prompt.prompt_id, prompt.turn) for prompt in skipped] == [("2", 2), ("3", 2)]
     assert all(prompt.ids == () for prompt in skipped)
     assert found[1].history == canonical_sha256(["known"])
-    rest = list(history.prompts(questions, 1, MODEL, renderer(loaded), known, answer))
+    rest = list(history.prompts(questions, 1, MODEL, RENDER, known, answer))
     assert [prompt.turn for prompt in rest] == [1, 1, 1]
     assert rest[0] == found[0]

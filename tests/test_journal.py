@@ -9,7 +9,7 @@ import pytest
 
 from bench.errors import UsageError
 from bench.records import costs as cost_records
-from bench.records import journal, validation
+from bench.records import differences, journal, validation
 from bench.records import runs as records
 from bench.records.__main__ import main
 from bench.records.runs import RECORDS, RunFolder
@@ -119,3 +119,33 @@ def test_an_archive_that_cannot_be_read_is_a_usage_error(
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ")
     assert contents(folder) == before
+
+
+SETTINGS = "dtype: {}\nmethods: [a, b]\nprovenance:\n  code: {{bench: {}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "said"),
+    [
+        (SETTINGS.format("float32", "a" * 64), SETTINGS.format("float32", "a" * 64), None),
+        ("a: 1\nb: 2\n", "b: 2\na:   1", None),
+        ("dtype: float32\n", "dtype: bfloat16\n", "dtype (float32, now bfloat16)"),
+        (
+            SETTINGS.format("float32", "a" * 64),
+            SETTINGS.format("float32", "b" * 64),
+            "code.bench (aaaaaaaa, now bbbbbbbb)",
+        ),
+        ("limit: null\n", "limit: 4\n", "limit (none, now 4)"),
+        ("a: [x, y]\n", "a: [x]\nb: 1\n", "a (x y, now x), b (none, now 1)"),
+        ("x: 1\nprovenance: {x: 2}\n", "x: 3\nprovenance: {x: 4}\n", "x (1, now 3)"),
+        (
+            "a: 1\nb: 1\nc: 1\nd: 1\ne: 1\n",
+            "{}",
+            "a (1, now none), b (1, now none), c (1, now none), 2 more",
+        ),
+        (": :", "a: 1", "its settings cannot be read"),
+    ],
+)
+def test_other_settings_are_named(before: str, now: str, said: str | None) -> None:
+    found = differences.of_settings(before, now)
+    assert found == said or (said is not None and str(found).startswith(said))

@@ -38,7 +38,9 @@ CELL = Cell(
     top_p=1.0,
     seed=0,
     repeat=0,
+    clock=False,
     max_new_tokens=8,
+    code_sha256="a" * 64,
 )
 OTHERS: dict[str, Any] = {
     "model": "other",
@@ -58,7 +60,9 @@ OTHERS: dict[str, Any] = {
     "top_p": 0.5,
     "seed": 1,
     "repeat": 1,
+    "clock": True,
     "max_new_tokens": 9,
+    "code_sha256": "b" * 64,
 }
 
 
@@ -71,14 +75,29 @@ def order(found: list[GridPoint]) -> list[str]:
     return [point.method.label for point in found]
 
 
+def place(point: GridPoint) -> tuple[str, int, float]:
+    return (point.prompt.sha256, point.repeat, point.temperature)
+
+
 # Order
 
 
 def test_every_point_is_there_once(methods: list[Method]) -> None:
     found = list(grid(PROMPTS, 3, [0.0, 1.0], methods, seed=0))
-    assert len(found) == len(PROMPTS) * 3 * 2 * len(methods)
+    assert len(found) == len(PROMPTS) * 2 * (3 * len(methods) + len(methods) - 1)
     places = {(s.prompt.sha256, s.repeat, s.temperature, s.method.label) for s in found}
     assert len(places) == len(found)
+
+
+def test_the_phase_clock_runs_in_one_more_repeat_of_all_but_the_stock_row(
+    methods: list[Method],
+) -> None:
+    clocks: dict[str, list[tuple[int, bool | None]]] = {}
+    for point in grid(PROMPTS[:1], 2, [0.0], methods, seed=0):
+        clocks.setdefault(point.method.label, []).append((point.repeat, point.clock))
+    stock = clocks.pop("transformers_generate")
+    assert stock == [(0, None), (1, None)]
+    assert all(found == [(0, False), (1, False), (2, True)] for found in clocks.values())
 
 
 def test_repeats_are_interleaved_within_a_turn(methods: list[Method]) -> None:
@@ -87,10 +106,11 @@ def test_repeats_are_interleaved_within_a_turn(methods: list[Method]) -> None:
         key for key, _ in itertools.groupby((s.prompt.prompt_id, s.prompt.turn) for s in found)
     ]
     assert turns == [(prompt.prompt_id, prompt.turn) for prompt in PROMPTS]
-    rounds = [found[i : i + len(methods)] for i in range(0, len(found), len(methods))]
+    rounds = [list(points) for _, points in itertools.groupby(found, place)]
+    assert len(rounds) == len(PROMPTS) * 3 * 2
     for one_round in rounds:
-        assert len({(s.prompt.sha256, s.repeat, s.temperature) for s in one_round}) == 1
-        assert len(set(order(one_round))) == len(methods)
+        count = len(methods) - bool(one_round[0].repeat == 2)  # no stock row with the clock
+        assert len(set(order(one_round))) == len(one_round) == count
 
 
 def test_the_order_of_methods_is_shuffled_by_the_seed_alone(methods: list[Method]) -> None:
@@ -99,7 +119,10 @@ def test_the_order_of_methods_is_shuffled_by_the_seed_alone(methods: list[Method
 
     assert orders(0) == orders(0)
     assert orders(0) != orders(1)
-    rounds = [tuple(orders(0)[i : i + len(methods)]) for i in range(0, 60 * 5, len(methods))]
+    points = grid(PROMPTS, 3, [0.0], methods, 0)
+    groups = [(key, list(group)) for key, group in itertools.groupby(points, place)]
+    rounds = [tuple(order(group)) for key, group in groups if key[1] < 3]
+    assert len(rounds) == 60
     assert len(set(rounds)) > 30
     first = Counter(one_round[0] for one_round in rounds)
     assert len(first) == len(methods)

@@ -497,7 +497,7 @@ ID = "someone/heads"
 def remote(source: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hub whose one repository is the folder `source`; what is fetched lies in `cache`."""
 
-    def download(repository: str, *, allow_patterns: list[str]) -> str:
+    def download(repository: str, *, allow_patterns: list[str], **_: object) -> str:
         assert repository == ID
         for path in source.iterdir():
             if any(fnmatch.fnmatch(path.name, pattern) for pattern in allow_patterns):

@@ -15,6 +15,7 @@ from bench.errors import UsageError
 from bench.files import canonical_sha256
 from bench.records.__main__ import main
 from bench.records.runs import (
+    FIELDS,
     FIGURES,
     SCHEMA,
     RunFolder,
@@ -74,7 +75,6 @@ def turn(**changes: Any) -> Record:
         "phase_s": {"draft": 0.0, "verify": 0.2, "accept": 0.0, "other": 0.05},
         "drafted": 0,
         "draft_parameters": 0,
-        "peak_memory_bytes": None,
         "startup_s": 0.0,
         "finish": "length",
         "warnings": [],
@@ -95,6 +95,12 @@ def lookahead(**changes: Any) -> Record:
 def stock(**changes: Any) -> Record:
     whole = {"engine": "stock", "method": "transformers_generate"}
     return turn(**whole, accept_lengths=None, phase_s=None, drafted=None, **changes)
+
+
+def unclocked(**changes: Any) -> Record:
+    """`turn` of schema 1.2 without the phase clock."""
+    found = {"schema": "1.2", "code_sha256": "c" * 64, "clock": False, "phase_s": None}
+    return turn(**found | changes)
 
 
 def stepped(*steps: Record, prefill_end: int | None = 1, **changes: Any) -> Record:
@@ -362,7 +368,7 @@ def test_frame_has_every_field_and_the_label(tmp_path: Path) -> None:
     assert table["output_ids"].iloc[0] == [5, 0, 3, 9]
     empty = frame([write(tmp_path / "none")])
     assert len(empty) == 0
-    assert {*turn(), "steps", "prefill_end", "label"} == set(empty.columns) == set(table.columns)
+    assert {*FIELDS, "label"} == set(empty.columns) == set(table.columns)
 
 
 # Checking
@@ -411,6 +417,12 @@ MUTATIONS: list[tuple[str, Record]] = [
     ("accept_lengths must", turn(accept_lengths=[3, 0])),
     ("accept_lengths is null", turn(accept_lengths=None)),
     ("phase_s is null", turn(phase_s=None)),
+    ("phase_s is null", unclocked(clock=True)),
+    ("phase_s is null", turn(clock=False)),
+    ("clock must be true or false", turn(clock=1)),
+    ("clock is not null in the stock row", stock(clock=False)),
+    ("the phase clock did not run", stepped(clock=False, phase_s=None)),
+    ("code_sha256", turn(code_sha256="abc")),
     ("accept_lengths is null", stock() | {"accept_lengths": [1, 1, 1]}),
     ("phase_s", turn(phase_s={"draft": 0.0, "verify": -1.0, "accept": 0.0, "other": 0.0})),
     ("phase_s", turn(phase_s={"verify": 0.2})),
@@ -463,6 +475,13 @@ def test_check_names_the_line_of_every_violation(
     found = check(write(tmp_path, turn(prompt_id=1), record, turn(prompt_id=2)))
     assert any(line.startswith("line 2: ") and problem in line for line in found)
     assert not any(line.startswith(("line 1: ", "line 3: ")) for line in found)
+
+
+@pytest.mark.parametrize(
+    "record", [unclocked(), turn(clock=True), turn(clock=None), stock(clock=None), stepped()]
+)
+def test_the_phases_of_a_record_follow_its_clock(record: Record) -> None:
+    assert violations(record) == []
 
 
 @pytest.mark.parametrize("seconds", [math.inf, math.nan, -1.0, True, "1"])

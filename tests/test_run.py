@@ -14,11 +14,14 @@ from typing import Any, ClassVar
 import datasets
 import pytest
 import torch
+import yaml
 
 from baselines.autoregressive import Autoregressive
+from bench import environment
 from bench.decoding.decoder import Block, Settings, TargetInfo
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
+from bench.files import canonical_sha256
 from bench.records import runs as records
 from bench.records import validation
 from bench.records.runs import FIGURES, REFERENCE, RunFolder
@@ -77,7 +80,7 @@ UNTOUCHED = [  # refused before there is a folder, with a fix in every message
     (["--methods", "lookahead(n=5"], r"write name or name\(key=value"),
     (["--methods", "lookahead", "lookahead(n=5)"], "twice"),
     (["--methods", "lookahead", "lookahead"], "--methods names something twice"),
-    (["--datasets", "mini_bench"], "unknown question set 'mini_bench'; choose one of mini"),
+    (["--datasets", "mini_bench"], "unknown question set 'mini_bench'; did you mean"),
     (["--datasets", "none.jsonl"], "cannot read the question set none.jsonl: No such file"),
     (["--datasets"], "--datasets needs at least one value"),
     (["--datasets", "asked.jsonl", "sub/asked.jsonl"], "two question sets are named 'asked'"),
@@ -236,6 +239,26 @@ def another_machine(folder: Path) -> list[str]:
     return ["--out", str(folder)]
 
 
+def other_code(folder: Path) -> list[str]:
+    path = folder / "run.yaml"
+    path.write_text(re.sub("(?<=\n    chimera: ).*", "old", path.read_text()))
+    return ["--out", str(folder)]
+
+
+def other_template(folder: Path) -> list[str]:
+    path = folder / "prompts.jsonl"
+    (revision,) = {json.loads(line)["revision"] for line in path.read_text().splitlines()}
+    now = json.dumps(revision)
+    path.write_text(path.read_text().replace(f'"revision":{now}', f'"revision":"{revision}+1"'))
+    return ["--out", str(folder)]
+
+
+def damaged_prompts(folder: Path) -> list[str]:
+    path = folder / "prompts.jsonl"
+    path.write_text(path.read_text().replace('"ids":[', '"ids":[7,', 1))
+    return ["--out", str(folder)]
+
+
 def damaged_records(folder: Path) -> list[str]:
     path = folder / "records.jsonl"
     path.write_text("x" + path.read_text())
@@ -259,8 +282,14 @@ def below_a_file(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("make", "complaint"),
     [
-        (other_settings, "holds a run of other settings .*choose another --out"),
-        (other_questions, "holds a run of other settings .*choose another --out"),
+        (other_settings, r"holds a run of other settings: seed \(0, now 1\); choose another --out"),
+        (
+            other_questions,
+            r"of other settings: datasets\.asked \(\w{8}, now \w{8}\), prompts\.asked",
+        ),
+        (other_code, r"of other settings: code\.chimera \(old, now \w{8}\); choose another --out"),
+        (other_template, r"chat template of synthetic:predictable \(\S+\+1, now \S+\); choose"),
+        (damaged_prompts, r"prompts\.jsonl line 1 is not a prompt of a run; restore"),
         (fresh, "holds records and --no-resume does not overwrite them; choose another --out"),
         (another_schema, r"line 1: schema 2\.0 is of another major version than 1\."),
         (another_machine, r"recorded with another packages torch \(1\.0, now .*another --out"),
@@ -311,29 +340,40 @@ def test_a_history_that_lacks_an_answer(
 
 
 @pytest.mark.parametrize("turns", [["--turns", "1"], []])
-def test_a_context_longer_than_the_models(
+def test_a_question_too_long_for_the_model_is_skipped(
     turns: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     long = {"question_id": "long", "category": "sums", "turns": ["very " * 410, "why?"]}
     harness.ask(Path(harness.QUESTIONS), [harness.ROWS[0], long])
-    line = refused(["--out", "new", *turns], capfd)
-    assert re.search(r"asked question long turn 1 needs a context of 2\d\d\d tokens", line)
-    assert "synthetic:predictable has 2048; lower --max-new-tokens or --turns" in line
-    assert records.read("new") == []
+    reason = r"turn 1 needs a context of 2\d\d\d tokens with its answer, the model has 2048"
+    assert run("--out", "new", "--dry-run", *turns) == 0
+    noted = f"synthetic:predictable skips asked question long turn 1: {reason}"
+    assert re.search(noted, capfd.readouterr().out)
+    assert run("--out", "new", *turns) == 0
+    found = {(r["prompt_id"], r["turn"]): (r["status"], r["error"]) for r in harness.kept("new")}
+    first, *later = [found[key] for key in sorted(found) if key[0] == "long"]
+    assert first[0] == "skipped"
+    assert re.fullmatch(reason, first[1])
+    assert later == ([] if turns else [first])
+    assert {found[key][0] for key in found if key[0] == "1"} == {"ok"}
+    assert {r["status"] for r in harness.kept("new") if r["method"] == REFERENCE} == {
+        "ok",
+        "skipped",
+    }
 
 
-def test_a_context_that_only_the_history_makes_too_long(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_turn_that_only_the_history_makes_too_long_is_skipped() -> None:
     rows = [{"question_id": 1, "category": "sums", "turns": ["very " * 398, "why? " * 8]}]
     harness.ask(Path(harness.QUESTIONS), rows)
-    assert "turn 2 needs a context" in refused(["--out", "new"], capfd)
-    assert run("--out", "first", "--turns", "1") == 0
+    assert run("--out", "new") == 0
+    assert {(r["turn"], r["status"]) for r in harness.kept("new")} == {(1, "ok"), (2, "skipped")}
 
 
 def test_a_page_that_cannot_be_written_costs_no_records(capfd: pytest.CaptureFixture[str]) -> None:
     Path("reports").write_text("mine")
     assert run("--out", "out", "--report", "--turns", "1") == 2
     assert capfd.readouterr().err.splitlines()[-1].startswith("error: cannot write reports")
-    assert len(harness.outputs("out")) == len(harness.LABELS) * len(harness.ROWS)
+    assert len(harness.outputs("out")) == (2 * len(harness.LABELS) - 1) * len(harness.ROWS)
     assert Path("reports").read_text() == "mine"
 
 
@@ -349,11 +389,12 @@ def test_as_a_command() -> None:
 
 def test_a_run_is_complete_and_quiet(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert validation.check(whole) == []
+    assert validation.incomplete(whole) == []
     names = {path.name for path in whole.iterdir()} - {".lock"}
     files = ("records.jsonl", "history.jsonl", "audit.json", "run.yaml", "environment.json")
-    assert names == set(files)
+    assert names == {*files, "prompts.jsonl"}
     assert len(records.read(whole)) == len(harness.outputs(whole))
-    assert len(harness.outputs(whole)) == len(harness.LABELS) * harness.TURNS
+    assert len(harness.outputs(whole)) == (2 * len(harness.LABELS) - 1) * harness.TURNS
     capfd.readouterr()
     assert run("--out", "out") == 0
     shown = capfd.readouterr()
@@ -391,11 +432,12 @@ def test_models_sets_and_temperatures_share_a_run() -> None:
     flags = (*models, *sets, "--temperature", "0", "1", "--methods", "prompt_lookup")
     assert run(*flags, "--out", "out") == 0
     assert validation.check("out") == []
+    assert validation.incomplete("out") == []
     table = records.frame(["out"])
     sizes = table.groupby(["model", "dataset", "temperature", "method"]).size()
     assert len(sizes) == 2 * 2 * 2 * 2
-    assert set(sizes.xs("asked", level="dataset")) == {2}
-    assert set(sizes.xs("more", level="dataset")) == {1}
+    assert set(sizes.xs("asked", level="dataset")) == {2 * 2}  # and once with the phase clock
+    assert set(sizes.xs("more", level="dataset")) == {2 * 1}
     assert set(table[table["dataset"] == "asked"]["category"]) == {"sums", "names"}  # spread
     audited = json.loads(Path("out/audit.json").read_text())["rows"]
     assert {(row["model"], row["dataset"]) for row in audited} == set(
@@ -412,7 +454,43 @@ def test_the_same_command_again_adds_nothing(done: Path) -> None:
     assert harness.contents(done) == before
 
 
-@pytest.mark.parametrize("name", ["records.jsonl", "history.jsonl"])
+def test_a_run_that_was_stopped_says_what_it_lacks(done: Path) -> None:
+    path = done / "records.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-1]))
+    lacks = "incomplete: 2 of 3 questions of asked (synthetic:predictable on eager)"
+    assert validation.incomplete(done) == [lacks]
+    assert run("--out", "out") == 0
+    assert validation.incomplete(done) == []
+
+
+def test_every_session_that_adds_records_leaves_its_environment(whole: Path, done: Path) -> None:
+    first = json.loads((whole / "environment.json").read_text())
+    assert "continued" not in first
+    path = done / "records.jsonl"
+    for count in (1, 2):
+        path.write_bytes(path.read_bytes()[:-1])  # the last record is torn
+        assert run("--out", "out") == 0
+        found = json.loads((done / "environment.json").read_text())
+        assert found == first | {"continued": [first] * count}
+        assert run("--out", "out") == 0  # which adds nothing
+        assert json.loads((done / "environment.json").read_text()) == found
+
+
+def test_the_code_of_a_method_is_in_its_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, Flaky)
+    assert run("--methods", "flaky", "prompt_lookup", "--turns", "1", "--out", "out") == 0
+    (own,) = {r["code_sha256"] for r in harness.of("out", "flaky")}
+    (ours,) = {r["code_sha256"] for r in harness.kept("out") if r["method"] != "flaky"}
+    assert own != ours
+    provenance = yaml.safe_load(Path("out/run.yaml").read_text())["provenance"]
+    assert provenance["code"] == environment.code(["tests.test_run"])
+    assert ours == canonical_sha256(environment.code())
+    assert own == canonical_sha256(provenance["code"])
+    assert json.loads(Path("out/environment.json").read_text())["code"] == provenance["code"]
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "history.jsonl", "prompts.jsonl"])
 @pytest.mark.parametrize("lost", [1, 2, 40])
 def test_a_torn_last_line_is_written_again(name: str, lost: int, whole: Path, done: Path) -> None:
     path = done / name
@@ -421,7 +499,7 @@ def test_a_torn_last_line_is_written_again(name: str, lost: int, whole: Path, do
     assert run("--out", "out") == 0
     assert harness.outputs(done) == harness.outputs(whole)
     assert validation.check(done) == []
-    if name == "history.jsonl":
+    if name != "records.jsonl":
         assert path.read_bytes() == data
         assert (done / "records.jsonl").read_bytes() == (whole / "records.jsonl").read_bytes()
 
@@ -482,8 +560,9 @@ def test_a_kill_at_any_moment_costs_one_turn_at_most() -> None:
     numbers = random.Random(0).sample(range(9, 40), 4)
     kills: list[tuple[str, int]] = [
         *(("write", number) for number in (1, 2, 3)),  # environment.json, run.yaml, history.jsonl
-        ("tear", 4),  # an answer of the history
-        ("tear", 7),  # a record
+        ("tear", 4),  # a prompt
+        ("tear", 5),  # an answer of the history
+        ("tear", 12),  # a record
         *(("lines", number) for number in sorted(numbers)),  # wherever it is by then
         ("tear", 3),
         ("none", 0),
@@ -503,7 +582,7 @@ def test_a_kill_at_any_moment_costs_one_turn_at_most() -> None:
     assert codes == tuple(0 if kind == "none" else -9 for kind, _ in kills)
     assert list(counts) == sorted(counts)
     expected = harness.outputs("whole")
-    assert len(expected) == 2 * len(harness.LABELS) * harness.TURNS
+    assert len(expected) == 2 * (2 * len(harness.LABELS) - 1) * harness.TURNS
     assert harness.outputs("killed") == expected
     assert sorted(record["key"] for record in records.read("killed")) == sorted(expected)
     assert validation.check("killed") == []
@@ -539,7 +618,7 @@ class Flaky(Autoregressive):
 @pytest.mark.parametrize(
     ("fails", "code", "count", "error"),
     [
-        ("decode", 1, harness.TURNS, "RuntimeError: out of luck"),
+        ("decode", 1, 2 * harness.TURNS, "RuntimeError: out of luck"),
         pytest.param("load", 1, 1, "OSError: the disk is slow"),
         pytest.param("unavailable", 0, 1, "no weights yet"),
     ],
@@ -551,7 +630,7 @@ def test_a_failure_is_tried_again_and_counts_until_it_works(
     monkeypatch.setattr(Flaky, "fails", fails)
     flags = ("--methods", "flaky", "--out", "out")
     assert run(*flags) == code
-    failed = harness.of("out", "flaky")
+    failed = harness.of("out", "flaky", None)
     assert [record["error"] for record in failed] == [error] * count
     assert all(record[name] is None for record in failed for name in FIGURES)
     size = len(records.read("out"))
@@ -559,7 +638,7 @@ def test_a_failure_is_tried_again_and_counts_until_it_works(
     assert len(records.read("out")) == size  # the same failure is not recorded twice
     monkeypatch.setattr(Flaky, "fails", "")
     assert run(*flags) == 0
-    assert len(records.read("out")) == size + harness.TURNS
+    assert len(records.read("out")) == size + 2 * harness.TURNS
     assert [r["status"] for r in harness.of("out", "flaky")] == ["ok"] * harness.TURNS
     assert validation.check("out") == []
 
@@ -574,7 +653,7 @@ def test_an_interrupted_run_says_how_to_go_on(
     assert "the same command continues this run" in capfd.readouterr().err
     monkeypatch.setattr(Flaky, "fails", "")
     assert run(*flags) == 0
-    assert len(harness.outputs("out")) == 2 * harness.TURNS
+    assert len(harness.outputs("out")) == 2 * 2 * harness.TURNS
     assert {r["method"] for r in harness.kept("out")} == {REFERENCE, "flaky"}
 
 

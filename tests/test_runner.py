@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from baselines.autoregressive import Autoregressive
-from baselines.prompt_lookup import PromptLookup
+from baselines.prompt_lookup import PromptLookup, PromptLookupSettings
 from bench.decoding.decoder import Block, Decoder, Settings
+from bench.decoding.engines import trial
+from bench.decoding.engines.eager import EagerTarget
+from bench.decoding.finite import LogitsCheck
 from bench.decoding.phases import PHASES, Phase, PhaseClock
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
@@ -83,6 +86,8 @@ class Scripted(Decoder):
         target = SimpleNamespace(
             clock=clock or PhaseClock(torch.device("cpu")),
             device=torch.device("cpu"),
+            dtype=torch.float32,
+            logits_check=LogitsCheck(torch.device("cpu")),
             reserve=self.reserved.append,
         )
         super().__init__(cast(TargetModel, target), Settings())
@@ -121,7 +126,6 @@ def test_a_turn_counts_what_it_keeps() -> None:
     assert (turn.new_tokens, turn.finish, turn.drafted) == (6, "eos", 10 + 20 + 30)
     assert sum(turn.accept_lengths) == turn.new_tokens - 1
     assert decoder.reserved == [3 + 8 + 5]  # prompt, budget, widest step
-    assert turn.peak_memory_bytes is None
     assert turn.figures().keys() <= {*FIGURES, "warnings"}
     assert [step["drafted"] for step in turn.steps or []] == [10, 20, 30]
 
@@ -356,26 +360,31 @@ def test_accept_lengths_sum_and_every_lossless_row_equals_the_reference(
         assert record["output_ids"] == expected[record["prompt_sha256"]], record["method"]
         lengths = record["accept_lengths"]
         if record["method"] == "transformers_generate":
-            assert (record["engine"], lengths, record["phase_s"]) == ("stock", None, None)
+            assert (record["engine"], lengths, record["clock"]) == ("stock", None, None)
         else:
+            assert record["clock"] is False
             assert sum(lengths) == record["new_tokens"] - 1
             assert (max(lengths) == 1) or record["method"] != REFERENCE
     longest = max(max(r["accept_lengths"]) for r in harness.of("run", "prompt_lookup"))
     assert longest > 1  # otherwise the comparison tests nothing
 
 
-def test_steps_are_kept_of_the_first_repeat(
+def test_phases_and_steps_are_of_one_more_repeat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harness.work_in(tmp_path, monkeypatch)
     assert run("--out", "run", "--repeats", "2", "--max-new-tokens", "24") == 0
-    found = harness.kept("run")
+    timed, found = harness.kept("run"), harness.kept("run", clocked=True)
     assert validation.check("run") == []
+    assert len(timed) == 2 * len(harness.LABELS) * harness.TURNS
+    assert {record["repeat"] for record in timed} == {0, 1}
+    unknown = ("phase_s", "steps", "prefill_end", "draft_prefill_s")
+    assert {record[name] for record in timed for name in unknown} == {None}
     for record in found:
         steps = record["steps"]
-        if record["repeat"] or record["method"] == "transformers_generate":
-            assert (steps, record["prefill_end"]) == (None, None)
-            continue
+        assert record["repeat"] == 2
+        assert record["draft_prefill_s"] is not None
+        assert sum(record["phase_s"].values()) > 0
         assert len(steps) == len(record["accept_lengths"])
         ends = [record["prefill_end"], *(step["end"] for step in steps)]
         assert ends == sorted(ends)
@@ -383,11 +392,9 @@ def test_steps_are_kept_of_the_first_repeat(
         deepest = max(step["depth"] for step in steps)
         assert deepest >= max(record["accept_lengths"]) - 1
         assert (deepest == 0) == (record["method"] == REFERENCE)
-    assert {r["method"] for r in found if r["steps"]} == {
-        REFERENCE,
-        "lookahead",
-        "prompt_lookup",
-    }
+    assert {r["method"] for r in found} == {REFERENCE, "lookahead", "prompt_lookup"}
+    answers = {(r["method"], r["prompt_sha256"]): r["output_ids"] for r in timed}
+    assert all(r["output_ids"] == answers[r["method"], r["prompt_sha256"]] for r in found)
 
 
 def test_sampling_is_seeded_by_repeat_and_shared_by_methods(
@@ -437,7 +444,7 @@ def test_a_method_is_warmed_up_and_then_asked_once_a_turn(
     assert run(*flags, "--out", "run") == 0
     warm_up, *timed = Watched.asked
     assert warm_up[1].greedy
-    assert len(timed) == len(harness.ROWS)
+    assert len(timed) == 2 * len(harness.ROWS)  # without the phase clock and with it
     assert all((s.temperature, s.top_k, s.top_p) == (0.5, 0, 0.9) for _, s in timed)
     Watched.asked.clear()
     assert run(*flags, "--out", "run") == 0
@@ -458,7 +465,70 @@ def test_methods_take_turns_in_a_shuffled_order(
 
     assert order("one") == order("two")
     width = len(harness.LABELS)
-    rounds = [order("one")[i : i + width] for i in range(0, 2 * harness.TURNS * width, width)]
-    assert all(len({place[:3] for place in one_round}) == 1 for one_round in rounds)
+    groups = itertools.groupby(order("one"), lambda place: place[:3])
+    rounds = [list(places) for place, places in groups if place[2] < 2]  # not with the phase clock
+    assert len(rounds) == 2 * harness.TURNS
     assert all(len(set(one_round)) == width for one_round in rounds)
     assert len({tuple(place[3] for place in one_round) for one_round in rounds}) > 3
+
+
+# Logits that are not finite
+
+
+def broken(damage: str) -> Any:
+    """A tiny target whose logits overflow, or are NaN at one id or from one layer on."""
+    model, _ = synthetic.predictable(dtype=torch.float32)
+    if damage == "one id":
+        model.lm_head.weight[7] = float("nan")
+    elif damage == "late layer":
+        model.model.layers[-1].mlp.down_proj.weight[0, 0] = float("nan")
+    else:
+        model.lm_head.weight.mul_(3e6)
+        model.half()
+    return model
+
+
+@pytest.mark.parametrize("engine", ["eager", "graph", "compile", "exact"])
+@pytest.mark.parametrize("damage", ["one id", "late layer", "overflow"])
+def test_logits_that_are_not_finite_fail_the_turn(damage: str, engine: str) -> None:
+    target = trial.load(engine)(broken(damage))
+    for decoder in (
+        Autoregressive(target, Settings()),
+        PromptLookup(target, PromptLookupSettings()),
+    ):
+        with pytest.raises(FloatingPointError, match=r"(NaN|infinity) in the logits") as caught:
+            run_turn(decoder, [1, 2, 3], Sampling(), 6, ())
+        assert ("float16" if damage == "overflow" else "float32") in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+def test_they_fail_the_stock_row() -> None:
+    with pytest.raises(FloatingPointError, match="NaN in the logits"):
+        run_stock(broken("one id"), [1, 2, 3], Sampling(), 0, 6, frozenset())
+
+
+def test_a_failed_turn_leaves_the_next_one_alone() -> None:
+    model = broken("one id")
+    decoder = Autoregressive(EagerTarget(model), Settings())
+    with pytest.raises(FloatingPointError):
+        run_turn(decoder, [1, 2, 3], Sampling(), 6, ())
+    model.lm_head.weight[7] = 0.0
+    assert run_turn(decoder, [1, 2, 3], Sampling(), 6, ()).new_tokens == 6
+
+
+def test_a_token_that_is_ruled_out_is_fine_and_a_row_of_them_is_not() -> None:
+    check, low = LogitsCheck(torch.device("cpu")), -torch.inf
+    check.see(torch.tensor([[1.0, low], [low, 3.0]]))
+    check.finish(torch.float32)
+    check.see(torch.tensor([[1.0, 2.0], [low, low]]))
+    with pytest.raises(FloatingPointError, match="infinity"):
+        check.finish(torch.float32)
+
+
+def test_without_the_phase_clock_nothing_is_marked() -> None:
+    decoder = Scripted([5], [1, 2], [3, EOS], before={1: nap}, phase="verify")
+    turn = run_turn(decoder, [1, 2, 3], Sampling(), 8, (EOS,), clocked=False)
+    assert (turn.phase_s, turn.steps, turn.draft_prefill_s, turn.warnings) == (None, None, None, [])
+    assert turn.decode_s >= NAP
+    assert turn.accept_lengths == [2, 2]
+    assert turn_of(decoder).phase_s is not None

@@ -158,7 +158,7 @@ def test_a_folder_loads_with_the_sum_of_its_weights_and_every_eos_id(
     assert config.vocab_size == 512
     loaded = targets.load(target, "cpu", torch.float32)
     weights = (folder / "model.safetensors").read_bytes()
-    assert loaded.revision == hashlib.sha256(weights).hexdigest()
+    assert loaded.revision.partition("+")[0] == hashlib.sha256(weights).hexdigest()
     assert loaded.eos_ids == {7, 9, tiny.tokenizer.eos_token_id}
     (folder / "model.safetensors").unlink()
     assert "model.safetensors" in str(targets.status(target))

@@ -118,11 +118,8 @@ class Bench:
             finish="length",
             accept_lengths=lengths,
             prefill_s=1.0,
-            draft_prefill_s=0.0,
             decode_s=seconds * len(lengths),
-            phase_s=None,
             drafted=len(lengths) * getattr(decoder.settings, "nodes", 0),
-            peak_memory_bytes=None,
         )
 
     def prompts(self, budget: int) -> set[tuple[int, ...]]:

@@ -16,21 +16,21 @@ from bench.audit.auditor import Auditor
 from bench.audit.config import AuditConfig
 from bench.audit.results import AuditRow
 from bench.errors import UsageError
-from bench.questions import history
+from bench.questions import chat, history
 from bench.questions import sets as question_sets
 from bench.questions.history import HistoryEntry, Prompt
 from bench.questions.parsing import Questions
 from bench.records import tuned
+from bench.records.runs import RUN_SETTINGS as RUN_SETTINGS
 from bench.records.runs import RunFolder, latest, read
 from bench.run import methods
 from bench.run.config import RunConfig
 from bench.run.engine_targets import EngineTargets
+from bench.run.frozen import FrozenPrompts
 from bench.run.grid import PACKAGE
 from bench.run.prompting import renderer
 from bench.targets import registry as targets
 from bench.targets.registry import Loaded, Target
-
-RUN_SETTINGS = "run.yaml"
 
 
 class RecordedRun:
@@ -95,7 +95,10 @@ class RecordedRun:
 
     def targets(self) -> list[Target]:
         """The models that have records. UsageError where one is not among the run's models."""
-        known = {target.name: target for target in map(targets.resolve, self.config.models)}
+        own = self.folder.path / chat.FILE
+        template = str(own) if own.is_file() else self.config.chat_template
+        resolved = (targets.resolve(name, template) for name in self.config.models)
+        known = {target.name: target for target in resolved}
         names = dict.fromkeys(record["model"] for record in self.records)
         for name in names:
             if name not in known:
@@ -133,7 +136,9 @@ class RecordedRun:
 
     def _prompts(self, loaded: Loaded) -> dict[str, tuple[int, ...]]:
         """Ids by their sha256, from the question sets and the run's history."""
-        turns, model, render = self.config.turns, loaded.target.name, renderer(loaded)
+        turns, model, path = self.config.turns, loaded.target.name, self.folder.path
+        plain = renderer(loaded, self.config.max_new_tokens)
+        render = FrozenPrompts(path, model, loaded.revision, plain, keep=False)
         text = self.folder.read(history.FILE) or ""
         entries = history.read(text, str(self.folder.path / history.FILE))
 

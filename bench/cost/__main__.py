@@ -43,7 +43,7 @@ class Study:
 
     def __init__(self, config: CostConfig) -> None:
         from bench import environment
-        from bench.run import methods
+        from bench.run import methods, preflight
         from bench.targets import registry as targets
 
         device, dtype = environment.settled(config.device, config.dtype)
@@ -51,6 +51,9 @@ class Study:
         self.config = replace(config, device=device, dtype=dtype)
         self.targets = [targets.resolve(name) for name in config.models]
         self.methods = methods.resolve(config.methods, config.checkpoint, config.tree)
+        preflight.check_files(self.methods, self.targets, config.tree)
+        for target in self.targets:
+            targets.check(target)
         if any(method.decoder is None for method in self.methods):
             raise UsageError(f"--methods: {methods.STOCK} has no steps to measure; leave it out")
         names = [target.name for target in self.targets]

@@ -16,7 +16,7 @@ from bench.cli import without_paths
 from bench.cost.config import CostConfig
 from bench.cost.device import Bandwidth, facts, shortage, timed
 from bench.decoding.decoder import Decoder, TargetInfo
-from bench.decoding.drafts.checkpoint import RANDOM
+from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError
 from bench.decoding.engines import trial as engines
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
@@ -333,27 +333,30 @@ class _PreparedMethod:
         """With the decoder loaded, or with the reason why not."""
         assert method.decoder is not None
         prepared = cls()
+        info = TargetInfo(target.name, target.hidden_size, target.vocab_size, target.layers)
+        reason = method.decoder.unavailable(info, method.settings)
+        if reason is not None:
+            prepared.failure = "skipped", reason
+            return prepared
         started = time.perf_counter()
         try:
             prepared.decoder = method.decoder(target, method.settings)
         except Exception as error:
             prepared.failure = _failed(error)
+            if method.settings.checkpoint == RANDOM and isinstance(error, CheckpointError):
+                prepared.failure = "skipped", str(error)  # there is no such draft to time
         prepared.startup_s = time.perf_counter() - started
         return prepared
 
     def run(self, prompt: Sequence[int], max_new_tokens: int, warm_up: bool, quiet: bool) -> None:
         """One turn of full length: EOS does not end it."""
         assert self.decoder is not None
-        clock = self.decoder.target.clock
         started = time.perf_counter()
         try:
-            clock.quiet = quiet
-            turn = run_turn(self.decoder, prompt, Sampling(), max_new_tokens, ())
+            turn = run_turn(self.decoder, prompt, Sampling(), max_new_tokens, (), not quiet)
         except Exception as error:
             self.failure = _failed(error)
             return
-        finally:
-            clock.quiet = False
         if not self.warm:
             self.startup_s += time.perf_counter() - started
             self.warm = True

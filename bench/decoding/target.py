@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from bench.decoding.cache import TreeCache, cache_argument
+from bench.decoding.engines import forms
+from bench.decoding.engines.registry import EAGER
+from bench.decoding.finite import LogitsCheck
 from bench.decoding.phases import PhaseClock
 from bench.decoding.taps import Taps
 from bench.decoding.tree import TokenTree
@@ -78,6 +81,7 @@ class TargetModel(ABC):
 
     Attributes:
         clock: marks the phases of a decode loop.
+        logits_check: sees the logits of every forward, for the runner.
         cache: `cache.length` rows are committed: the prompt and every emitted token but the newest.
         length: int64 [1], the same number on the device.
         runs_ahead: whether work may be launched between `commit` and its `wait`.
@@ -94,12 +98,11 @@ class TargetModel(ABC):
     def __init__(self, model: Any, name: str = "") -> None:
         """Wrap `model`, which the registry knows as `name`.
 
-        ValueError where a layer attends to less than the full context.
+        ValueError for a form of model that no engine takes.
         """
         config = model.config.get_text_config()
-        kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-        if kinds or getattr(config, "sliding_window", None):
-            raise ValueError(f"only full attention is supported, not {sorted(kinds) or 'sliding'}")
+        if reason := forms.unsupported(config, EAGER):
+            raise ValueError(reason)
         self.model = model
         self.name = name
         self.config = config
@@ -110,6 +113,7 @@ class TargetModel(ABC):
         self.layers: int = config.num_hidden_layers
         self.max_positions: int = config.max_position_embeddings
         self.clock = PhaseClock(self.device)
+        self.logits_check = LogitsCheck(self.device)
         self.cache = TreeCache.of(config, self.dtype, self.device)
         self.length = torch.zeros(1, dtype=torch.long, device=self.device)
         self._cache_argument = cache_argument(model)
@@ -248,5 +252,6 @@ class TargetModel(ABC):
         """One call of the transformers model; logits of the positions that it was asked for."""
         inputs[self._cache_argument] = self.cache
         output = self.model(use_cache=True, **inputs)
+        self.logits_check.see(output.logits[0])
         taps = {k: state[0] for k, state in self._taps.states.items()}
         return Step(output.logits[0], self._taps.hidden[0], taps)

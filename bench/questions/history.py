@@ -18,6 +18,7 @@ from bench.questions.chat import Message
 from bench.questions.parsing import Question, Questions
 
 FILE = "history.jsonl"
+STAND_IN = "Yes."  # in place of an answer that is not known yet
 
 HistoryEntry: TypeAlias = dict[str, Any]
 """One line of the file: the reference's answer to one turn, or why it failed."""
@@ -26,7 +27,12 @@ Entries: TypeAlias = Mapping[tuple[str, str, str, int], HistoryEntry]
 """Entries by (model, dataset sha256, prompt id, turn)."""
 
 Render: TypeAlias = Callable[[Sequence[Message]], list[int]]
-"""A conversation that ends with the user's turn -> the prompt's token ids."""
+"""A conversation that ends with the user's turn -> the prompt's token ids. TooLongError or
+UsageError where it cannot be asked."""
+
+
+class TooLongError(Exception):
+    """A prompt that leaves no room for its answer in the model's context; says so in one line."""
 
 
 @dataclass(frozen=True)
@@ -115,13 +121,21 @@ def prompts(
         selected = row["turns"][:turns]
         for turn, text in enumerate(selected, start=1):
             messages.append({"role": "user", "content": text})
+            ids: list[int] = []
+            try:
+                ids = [] if failed else render(messages)
+            except TooLongError as error:
+                failed = f"turn {turn} {error}"
+            except UsageError as error:
+                place = f"{questions.name} question {row['question_id']} turn {turn}"
+                raise UsageError(f"{place}: {error}") from error
             prompt = Prompt(
                 dataset=questions.name,
                 dataset_sha256=questions.sha256,
                 prompt_id=row["question_id"],
                 category=row["category"],
                 turn=turn,
-                ids=() if failed else tuple(render(messages)),
+                ids=tuple(ids),
                 history=canonical_sha256(answers) if answers else None,
                 skip=failed,
             )
@@ -135,6 +149,13 @@ def prompts(
                 continue
             answers.append(entry["text"])
             messages.append({"role": "assistant", "content": entry["text"]})
+
+
+def rehearse(questions: Questions, turns: int | None, render: Render) -> list[Prompt]:
+    """The turns with a stand-in for every answer, to find what cannot be rendered or is too long
+    before anything is decoded. UsageError for the former."""
+    stand_in = {"status": "ok", "text": STAND_IN}
+    return list(prompts(questions, turns, "", render, {}, lambda _: stand_in))
 
 
 def _rows(questions: Questions) -> Iterator[Question]:

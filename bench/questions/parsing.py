@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypedDict
@@ -42,7 +43,7 @@ def parse(name: str, raw: bytes, origin: str) -> Questions:
 
     rows: list[Question] = []
     lines: dict[str, int] = {}  # question_id -> number of its line
-    for number, line in enumerate(raw.split(b"\n"), start=1):
+    for number, line in enumerate(raw.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue
         where = f"{origin}, line {number}"

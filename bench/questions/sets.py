@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from dataclasses import replace
 from itertools import zip_longest
@@ -91,8 +92,10 @@ def spread(questions: Questions, limit: int | None) -> Questions:
 
 
 def _unknown(name: str) -> UsageError:
+    close = difflib.get_close_matches(name, registry.REGISTRY, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
     return UsageError(
-        f"unknown question set {name!r}; choose one of {', '.join(registry.REGISTRY)},"
+        f"unknown question set {name!r}{hint} Known: {', '.join(registry.REGISTRY)};"
         " or give the path of a JSONL file"
     )
 

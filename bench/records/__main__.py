@@ -26,9 +26,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _sound(folder: str) -> bool:
-    """Prints what is wrong with the folder, or how many records it holds."""
+    """Prints what is wrong with the folder, or how many records it holds; and what it lacks, which
+    the same command run again adds."""
     problems = validation.check(folder)
-    print("\n".join(f"{folder}: {line}" for line in problems or [validation.summary(folder)]))
+    lines = [*(problems or [validation.summary(folder)]), *validation.incomplete(folder)]
+    print("\n".join(f"{folder}: {line}" for line in lines))
     return not problems
 
 

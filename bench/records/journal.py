@@ -22,9 +22,11 @@ from filelock import FileLock, Timeout
 
 from bench import files
 from bench.errors import UsageError
+from bench.records import differences
 from bench.records.schema import VERSION, Record, version
 
 ENVIRONMENT = "environment.json"  # a folder's provenance
+CONTINUED = "continued"  # its key for the environments of later sessions
 ARCHIVED = ".gz"  # suffix of a file that is packed and read-only
 
 
@@ -169,6 +171,7 @@ class Folder:
     def __init__(self, path: Path | str, file: str, schema: str) -> None:
         self.path = Path(path)
         self._name, self._schema = file, schema
+        self._environment: str | None = None  # the file with this session's, once it adds records
 
     def __enter__(self) -> Self:
         packed = kept(self.path, self._name)
@@ -224,6 +227,9 @@ class Folder:
             raise ValueError(f"{key} is already done")
         if record["status"] != "ok" and self._newest.get(key) == outcome:
             return
+        if self._environment is not None:
+            self.write_once(ENVIRONMENT, self._environment)
+            self._environment = None
         line = (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode()
         end = os.fstat(self._file.fileno()).st_size
         try:
@@ -254,23 +260,28 @@ class Folder:
             ) from None
 
     def stamp(self, name: str, settings: str, environment: Mapping[str, Any]) -> None:
-        """Writes the settings as the file `name`, and environment.json.
+        """Writes the settings as the file `name`, and environment.json: the environment of the
+        session that began the records, with those of later sessions that add any in a list.
 
         UsageError where the folder holds records of other settings or of another environment.
         """
         known, before = self.read(name), self.read(ENVIRONMENT)
-        if known not in (None, settings):
+        changed = None if known is None else differences.of_settings(known, settings)
+        if changed:
             raise UsageError(
-                f"{self.path} holds a run of other settings (see its {name}); choose another --out"
+                f"{self.path} holds a run of other settings: {changed}; choose another --out"
             )
         if before is not None and self._newest:
-            difference = _changed(json.loads(before), json.loads(json.dumps(environment)))
-            if difference:
+            began = json.loads(before)
+            changed = differences.of_environments(began, json.loads(json.dumps(environment)))
+            if changed:
                 raise UsageError(
-                    f"{self.path} was recorded with another {difference}; choose another --out"
+                    f"{self.path} was recorded with another {changed}; choose another --out"
                 )
+            sessions = [*began.get(CONTINUED, []), environment]
+            self._environment = _environment({**began, CONTINUED: sessions})
         elif known is None or before is None or json.loads(before) != environment:
-            self.write_once(ENVIRONMENT, json.dumps(environment, indent=1) + "\n")
+            self.write_once(ENVIRONMENT, _environment(environment))
         self.write_once(name, settings)
 
     def read(self, name: str) -> str | None:
@@ -292,19 +303,5 @@ def _outcome(record: Record) -> tuple[str, str | None]:
     return record["status"], record.get("error")
 
 
-def _changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
-    """The first difference that makes figures of two environments incomparable, or None."""
-    watched = (
-        ("packages", "torch"),
-        ("packages", "transformers"),
-        ("packages", "chimera-bench"),
-        ("cpu", "model"),
-        ("cpu", "torch_threads"),
-        ("cuda", "name"),
-        ("cuda", "driver"),
-    )
-    for group, name in watched:
-        a, b = ((environment.get(group) or {}).get(name) for environment in (before, now))
-        if a != b:
-            return f"{group} {name} ({a}, now {b})"
-    return None
+def _environment(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=1) + "\n"

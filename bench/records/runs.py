@@ -38,10 +38,11 @@ from bench.records.schema import Record as Record  # runs.Record: the type of a 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = "1.1"  # major.minor: readers accept every minor version of their major
+SCHEMA = "1.2"  # major.minor: readers accept every minor version of their major
 RECORDS = "records.jsonl"
 AUDIT = "audit.json"
-COMPANIONS = ("run.yaml", journal.ENVIRONMENT, "history.jsonl")  # the other files of a run folder
+RUN_SETTINGS = "run.yaml"
+COMPANIONS = (RUN_SETTINGS, journal.ENVIRONMENT, "history.jsonl")  # the other files of a run folder
 
 
 # The schema
@@ -89,11 +90,13 @@ FIELDS: dict[str, Field] = {
     "cell": Field(HEX),
     "key": Field(SHA256),
     "package_version": Field(TEXT),
+    # Since 1.2: of the sources of this package and, for another package's method, of its own.
+    "code_sha256": Field(SHA256, optional=True),
     "model": Field(TEXT),
     "revision": Field(TEXT, Null.ANY),
     "dtype": Field(choice("float32", "bfloat16", "float16")),
     "device": Field(TEXT),
-    "engine": Field(choice("eager", "graph", "compile", "stock")),
+    "engine": Field(choice("eager", "graph", "compile", "exact", "stock")),
     "method": Field(TEXT),
     "params": Field(OBJECT),
     "lossless": Field(FLAG),
@@ -111,6 +114,9 @@ FIELDS: dict[str, Field] = {
     "top_p": Field(NUMBER, Null.ANY),
     "seed": Field(COUNT),
     "repeat": Field(COUNT, Null.FAILED),
+    # Since 1.2: whether the phase clock ran. Null in the stock row and for a method that cannot
+    # run. Records of earlier versions have no such key: the clock ran in all but the stock row's.
+    "clock": Field(FLAG, Null.ANY, optional=True),
     "max_new_tokens": Field(ORDINAL),
     "status": Field(choice("ok", "error", "skipped")),
     "error": Field(LINE, Null.ANY),
@@ -123,13 +129,14 @@ FIELDS: dict[str, Field] = {
     "draft_prefill_s": Field(SECONDS, Null.ANY, figure=True),
     "decode_s": Field(SECONDS, Null.FAILED, figure=True),
     "phase_s": Field(PHASE_SECONDS, Null.ANY, figure=True),
-    # Of each verify step, in the records of repeat 0 alone, which keeps files small.
+    # Of each verify step; before 1.2 in the records of repeat 0 alone.
     "steps": Field(STEPS, Null.ANY, figure=True, optional=True),
     # Characters of `text` that prefill's token gives; with `steps`.
     "prefill_end": Field(COUNT, Null.ANY, figure=True, optional=True),
     "drafted": Field(COUNT, Null.ANY, figure=True),
     "draft_parameters": Field(COUNT, Null.ANY, figure=True),
-    "peak_memory_bytes": Field(COUNT, Null.ANY, figure=True),
+    # Before 1.2; of the process, with every method of the run loaded.
+    "peak_memory_bytes": Field(COUNT, Null.ANY, figure=True, optional=True),
     "startup_s": Field(SECONDS, Null.ANY, figure=True),
     "finish": Field(choice("eos", "length"), Null.FAILED, figure=True),
     "warnings": Field(TEXTS),
@@ -138,6 +145,7 @@ FIELDS: dict[str, Field] = {
 FIGURES: tuple[str, ...] = tuple(name for name, field in FIELDS.items() if field.figure)
 
 REFERENCE = "autoregressive"
+STOCK = "transformers_generate"  # run whole by the runner: no decoder, no phase clock
 STOCK_ENGINE = "stock"  # transformers' own generate: no verify steps, no phases
 
 # A method's output and the reference's belong to the same turn when these fields are equal. The
@@ -172,6 +180,11 @@ PLACED = (
 def blank_figures() -> dict[str, None]:
     """The figures of an error or skipped record: all null."""
     return dict.fromkeys(FIGURES)
+
+
+def clocked(record: Mapping[str, Any]) -> bool:
+    """Whether the phase clock ran in an ok record."""
+    return record["engine"] != STOCK_ENGINE and record.get("clock") is not False
 
 
 # Names
@@ -265,9 +278,11 @@ def _broken_rules(record: Record) -> list[str]:
             emitted == count - 1,
             f"accept_lengths sums to {emitted}, not new_tokens - 1 = {count - 1}",
         ),
-        *(
-            ((record[name] is None) == stock, f"{name} is null in the stock row and in no other")
-            for name in ("accept_lengths", "phase_s")
+        (not stock or record.get("clock") is None, "clock is not null in the stock row"),
+        ((lengths is None) == stock, "accept_lengths is null in the stock row and in no other"),
+        (
+            (record["phase_s"] is None) != clocked(record),
+            "phase_s is null where the phase clock did not run, and nowhere else",
         ),
     ]
     return [message for holds, message in (*rules, *_step_rules(record)) if not holds]
@@ -277,6 +292,8 @@ def _step_rules(record: Record) -> list[tuple[bool, str]]:
     steps, first, lengths = record.get("steps"), record.get("prefill_end"), record["accept_lengths"]
     if steps is None and first is None:
         return []
+    if record.get("clock") is False:
+        return [(False, "steps are known, and the phase clock did not run")]
     if steps is None or first is None or lengths is None:
         return [(False, "steps, prefill_end and accept_lengths do not come together")]
     ends = [first, *(step["end"] for step in steps)]

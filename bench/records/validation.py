@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from bench.errors import UsageError
 from bench.files import sha256_of_bytes
-from bench.records import costs, journal, runs
-from bench.records.runs import AUDIT, PAIRED, REFERENCE, STOCK_ENGINE, label
+from bench.records import completeness, costs, journal, runs
+from bench.records.completeness import Place
+from bench.records.runs import AUDIT, PAIRED, REFERENCE, RUN_SETTINGS, STOCK_ENGINE, label
 from bench.records.schema import Record, faults
 
 Numbered = tuple[int, Record]  # with the number of its line, from 1
@@ -39,6 +43,21 @@ def check(folder: Path | str) -> list[str]:
         ties = set()
     comparable = [(n, record) for n, record in done if not faults(record, runs.FIELDS, runs.SCHEMA)]
     return found + list(_differences(comparable, ties))
+
+
+def incomplete(folder: Path | str) -> list[str]:
+    """One line for each part of a run with fewer records than its settings plan."""
+    path = Path(folder) / RUN_SETTINGS
+    if journal.holds(folder, costs.COSTS) or not path.is_file():
+        return []
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        records = runs.latest(runs.read(folder))
+    except (yaml.YAMLError, UnicodeDecodeError, UsageError):
+        return []  # `check` names what is damaged
+    labelled = (r | {"label": label(r["method"], r["params"])} for r in records)
+    places = (Place._make(record[name] for name in Place._fields) for record in labelled)
+    return completeness.incomplete(settings or {}, places)
 
 
 def summary(folder: Path | str) -> str:

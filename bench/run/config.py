@@ -12,7 +12,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from bench.cli import check_choices, device_option, dtype_option, flag, option, read_file
+from bench.cli import (
+    chat_template_option,
+    check_choices,
+    device_option,
+    dtype_option,
+    flag,
+    option,
+    read_file,
+)
 from bench.decoding.engines.registry import ENGINES
 from bench.errors import UsageError
 
@@ -53,6 +61,7 @@ class RunConfig:
         "token tree: paper or a file; by default the one with the weights; tuned uses what "
         "python -m bench.tune chose for every parameter that --methods does not set",
     )
+    chat_template: str | None = chat_template_option()
     history: str | None = option(
         None,
         "use earlier turns' answers from another run's history.jsonl",

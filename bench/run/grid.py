@@ -19,7 +19,8 @@ PACKAGE = "chimera-bench"
 class Cell:
     """Every resolved setting that can change a turn's ids or times, except the prompt.
 
-    Fields are named as in records. `repeat` is None for a method that cannot run at all.
+    Fields are named as in records. `repeat` is None for a method that cannot run at all; `clock`
+    is None there and in the stock row.
     """
 
     model: str
@@ -39,7 +40,9 @@ class Cell:
     top_p: float
     seed: int
     repeat: int | None
+    clock: bool | None
     max_new_tokens: int
+    code_sha256: str
 
     @property
     def id(self) -> str:
@@ -53,10 +56,15 @@ class Cell:
 
 @dataclass(frozen=True)
 class GridPoint:
-    """One repeat of one turn by one method at one temperature."""
+    """One repeat of one turn by one method at one temperature.
+
+    Attributes:
+        clock: whether the phase clock runs; None for the stock row, which has no phases.
+    """
 
     prompt: Prompt
     repeat: int
+    clock: bool | None
     temperature: float
     method: Method
 
@@ -69,15 +77,23 @@ def grid(
     seed: int,
 ) -> Iterator[GridPoint]:
     """All turns of a run: repeats interleaved method by method within a turn, the methods in an
-    order shuffled by `seed`, so that drift affects every method equally."""
+    order shuffled by `seed`, so that drift affects every method equally.
+
+    The phase clock costs time, and some methods more than others: it runs in one more repeat, the
+    last, which the stock row has not.
+    """
     for prompt in prompts:
-        for repeat in range(repeats):
+        for repeat in range(repeats + 1):
+            clock = repeat == repeats
             for temperature in temperatures:
                 key = [seed, prompt.dataset, prompt.prompt_id, prompt.turn, repeat, temperature]
                 order = list(methods)
                 random.Random(canonical_sha256(key)).shuffle(order)
                 for method in order:
-                    yield GridPoint(prompt, repeat, temperature, method)
+                    if method.decoder is not None:
+                        yield GridPoint(prompt, repeat, clock, temperature, method)
+                    elif not clock:
+                        yield GridPoint(prompt, repeat, None, temperature, method)
 
 
 def generator_seed(seed: int, prompt: Prompt, repeat: int) -> int:

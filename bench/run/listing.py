@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bench.decoding.decoder import TargetInfo
+from bench.decoding.engines import forms
+from bench.decoding.engines.registry import ENGINES
 from bench.errors import UsageError
 from bench.questions import registry
 from bench.questions import sets as question_sets
 from bench.records import tuned
 from bench.run import methods
 from bench.run.config import RunConfig
+from bench.run.preflight import describe
 from bench.targets import registry as targets
 
 
@@ -18,7 +20,7 @@ def listing(config: RunConfig) -> str:
     """A line for each; methods as they are on the first model of `config`."""
     lines = ["models"]
     lines += [_line(t.name, t.licence, targets.status(t)) for t in targets.TARGETS.values()]
-    lines += ["", *_methods(config), "", "question sets"]
+    lines += ["", *_engines(config), "", *_methods(config), "", "question sets"]
     data_dir = Path(config.data_dir) if config.data_dir else None
     for name, entry in registry.REGISTRY.items():
         detail = f"{entry.questions} questions, {entry.licence}"
@@ -26,12 +28,17 @@ def listing(config: RunConfig) -> str:
     return "\n".join(lines)
 
 
-def _methods(config: RunConfig) -> list[str]:
+def _engines(config: RunConfig) -> list[str]:
+    """By the model's form alone; whether the device can run them shows when they are made."""
     target = targets.resolve(config.models[0])
     shape = targets.config(target)
-    info = TargetInfo(target.name)
-    if shape is not None:
-        info = TargetInfo(target.name, shape.hidden_size, shape.vocab_size, shape.num_hidden_layers)
+    reasons = {e: forms.unsupported(shape, e) if shape is not None else None for e in ENGINES}
+    return [f"engines, on {target.name}", *(_line(e, "", why) for e, why in reasons.items())]
+
+
+def _methods(config: RunConfig) -> list[str]:
+    target = targets.resolve(config.models[0])
+    info = describe(target)
     lines = [f"methods, on {target.name}"]
     known = methods.discover()
     tree = None if config.tree == tuned.TREE else config.tree

@@ -10,13 +10,15 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_type_hints
 
+from bench import environment
 from bench.cli import did_you_mean
 from bench.decoding.decoder import Decoder, Settings
 from bench.errors import UsageError
+from bench.files import canonical_sha256
 from bench.records.runs import REFERENCE, label
+from bench.records.runs import STOCK as STOCK  # methods.STOCK: the one name without a decoder
 
 GROUP = "chimera_bench.decoders"
-STOCK = "transformers_generate"  # run whole by the runner, outside the contract
 
 _CALL = re.compile(r"\s*(\w+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
@@ -38,6 +40,11 @@ class Method:
     @property
     def lossless(self) -> bool:
         return self.decoder is None or self.decoder.lossless
+
+    @cached_property
+    def code_sha256(self) -> str:
+        """Of the sources of this project and of the package that the decoder is in."""
+        return canonical_sha256(environment.code([self.decoder.__module__] if self.decoder else []))
 
     @property
     def params(self) -> dict[str, Any]:

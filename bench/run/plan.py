@@ -14,12 +14,12 @@ from bench import cli as settings
 from bench import environment
 from bench.errors import UsageError
 from bench.files import sha256_of_bytes
-from bench.questions import history
+from bench.questions import chat, history
 from bench.questions import sets as question_sets
 from bench.questions.parsing import Questions
 from bench.records import tuned
-from bench.records.runs import RunFolder
-from bench.run import methods, tuning
+from bench.records.runs import RUN_SETTINGS, RunFolder
+from bench.run import methods, preflight, tuning
 from bench.run.config import RunConfig
 from bench.run.grid import PACKAGE
 from bench.run.paths import RESULTS, folder_name
@@ -40,7 +40,7 @@ class Plan:
         self.device_name = environment.device_name(device)  # UsageError for a missing device
         self.config = replace(config, device=device, dtype=dtype)
         self.dtype: torch.dtype = getattr(torch, dtype)
-        self.targets = [targets.resolve(name) for name in config.models]
+        self.targets = [targets.resolve(name, config.chat_template) for name in config.models]
         _refuse_duplicates("models", [target.name for target in self.targets])
         self.tuned = self._tuned() if config.tree == tuned.TREE else None
         tree = None if self.tuned else config.tree
@@ -54,6 +54,12 @@ class Plan:
             for name in config.datasets
         ]
         _refuse_duplicates("question sets", [questions.name for questions in self.sets])
+        preflight.check_files(self.methods, self.targets, config.tree)
+        self.notes = [
+            note
+            for target in self.targets
+            for note in preflight.notes(target, self.config, self.methods, self.sets)
+        ]
         self.provenance = self._provenance(provenance)
         self._compare(provenance)
 
@@ -71,10 +77,15 @@ class Plan:
         path = self.config.history
         found = {
             "package_version": version(PACKAGE),
+            "code": self._code(),
+            "models": [target.name for target in self.targets],
             "methods": [method.label for method in self.methods],
             "datasets": {questions.name: questions.sha256 for questions in self.sets},
+            "prompts": {questions.name: self._size(questions) for questions in self.sets},
             "history_sha256": history.sha256(Path(path)) if path else None,
         }
+        if (template := chat.source(self.config.chat_template)) is not None:
+            found["chat_template_sha256"] = sha256_of_bytes(template.encode())
         if self.tuned is None:
             return found
         text = self.tuned.text
@@ -83,6 +94,15 @@ class Plan:
         # Fed back: every parameter is spelled out, so nothing was looked up; keep the old hash.
         same = found["methods"] == expected.get("methods")
         return found | {"tuned_sha256": expected.get("tuned_sha256") if same else None}
+
+    def _code(self) -> dict[str, str]:
+        decoders = [method.decoder for method in self.methods if method.decoder]
+        return environment.code(decoder.__module__ for decoder in decoders)
+
+    def _size(self, questions: Questions) -> dict[str, int]:
+        """How many questions and turns of a set the run asks."""
+        turns = [len(row["turns"][: self.config.turns]) for row in questions.dataset]
+        return {"questions": len(turns), "turns": sum(turns)}
 
     def _compare(self, expected: Mapping[str, Any]) -> None:
         """A fed-back run.yaml must resolve to what it resolved to before."""
@@ -115,16 +135,15 @@ class Plan:
 
     def describe(self) -> str:
         """The resolved run, without loading a model."""
-        turns = self.config.turns
         lines = [f"run folder  {self.folder}", f"device      {self.device_name}"]
         lines += [f"model       {t.name}: {t.source}, {t.licence}" for t in self.targets]
         lines += [f"method      {method.label}" for method in self.methods]
         lines += self.tuned.describe() if self.tuned else []
         for questions in self.sets:
-            count = sum(len(row["turns"][:turns]) for row in questions.dataset)
-            lines.append(
-                f"set         {questions.name}: {len(questions.dataset)} questions, {count} turns"
-            )
+            size = self._size(questions)
+            counts = f"{size['questions']} questions, {size['turns']} turns"
+            lines.append(f"set         {questions.name}: {counts}")
+        lines += [f"note        {note}" for note in self.notes]
         return "\n".join([*lines, "", settings.dump(self.config, self.provenance)])
 
     def stamp(self, folder: RunFolder) -> None:
@@ -134,9 +153,17 @@ class Plan:
         """
         text = settings.dump(self.config, self.provenance)
         now = environment.collect(
-            self.config.device, {"datasets": self.provenance["datasets"], "dtype": str(self.dtype)}
+            self.config.device,
+            {
+                "datasets": self.provenance["datasets"],
+                "dtype": str(self.dtype),
+                "code": self.provenance["code"],
+            },
         )
-        folder.stamp("run.yaml", text, now)
+        folder.stamp(RUN_SETTINGS, text, now)
+        template = self.config.chat_template
+        if template is not None and template not in chat.TEMPLATES:  # run.yaml keeps no folder
+            folder.write_once(chat.FILE, chat.source(template) or "")
         if self.tuned and self.tuned.text:
             folder.write_once(tuned.FILE, self.tuned.text)
         if self.config.history and folder.read(history.FILE) is None:

@@ -47,17 +47,19 @@ class PreparedMethod:
         seed: int,
         max_new_tokens: int,
         eos_ids: frozenset[int],
+        clocked: bool,
     ) -> Turn:
-        """One timed answer. `seed` is that of `sampling`, for the stock row."""
+        """One timed answer, with the phase clock where it is `clocked`; the stock row has none.
+        `seed` is that of `sampling`, for the stock row."""
         if self.decoder is None:
             return run_stock(self.model, prompt_ids, sampling, seed, max_new_tokens, eos_ids)
-        return run_turn(self.decoder, prompt_ids, sampling, max_new_tokens, eos_ids)
+        return run_turn(self.decoder, prompt_ids, sampling, max_new_tokens, eos_ids, clocked)
 
     def warm_up(self, prompt_ids: Sequence[int]) -> None:
         """Runs kernels, allocator and lazy initialisation once; counts as start-up only."""
         started = time.perf_counter()
         try:
-            self.turn(prompt_ids, Sampling(), 0, WARM_UP_TOKENS, frozenset())
+            self.turn(prompt_ids, Sampling(), 0, WARM_UP_TOKENS, frozenset(), clocked=True)
         except Exception:  # the timed turns will fail in the same way and record the error
             return
         finally:

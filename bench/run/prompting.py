@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -13,19 +14,69 @@ from bench.decoding.decoder import Decoder
 from bench.decoding.sampling import Sampling
 from bench.errors import UsageError, one_line
 from bench.questions import chat, history
-from bench.questions.history import Entries, HistoryEntry, Prompt, Render
+from bench.questions.history import Entries, HistoryEntry, Prompt, TooLongError
 from bench.questions.parsing import Questions
 from bench.records.runs import RunFolder
 from bench.run.config import RunConfig
+from bench.run.frozen import FrozenPrompts
 from bench.run.progress import hidden
 from bench.run.recording import text_of
 from bench.run.runner import run_turn
-from bench.targets.registry import Loaded
+from bench.targets.registry import Loaded, Target
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def renderer(loaded: Loaded) -> Render:
-    """The target's chat template, as `history.prompts` takes it."""
-    return partial(chat.render, loaded.tokenizer, template=loaded.target.chat_template)
+@dataclass(frozen=True)
+class Renderer:
+    """A target's chat template and tokenizer, as a `history.Render` that checks each prompt.
+
+    Attributes:
+        template: as `chat.render` takes it.
+        vocabulary: ids that the model has embeddings for.
+        positions: the model's context.
+        max_new_tokens: of the answer.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    template: str | None
+    vocabulary: int
+    positions: int
+    max_new_tokens: int
+
+    @classmethod
+    def of(
+        cls, target: Target, tokenizer: PreTrainedTokenizerBase, config: Any, max_new_tokens: int
+    ) -> Renderer:
+        """For a model with this transformers config."""
+        text = config.get_text_config()
+        return cls(
+            tokenizer,
+            target.chat_template,
+            text.vocab_size,
+            text.max_position_embeddings,
+            max_new_tokens,
+        )
+
+    def __call__(self, messages: Sequence[chat.Message]) -> list[int]:
+        ids = chat.render(self.tokenizer, messages, self.template)
+        if not ids or max(ids) >= self.vocabulary:
+            raise UsageError(
+                f"the tokenizer gives id {max(ids, default=None)}, the model has embeddings for "
+                f"{self.vocabulary}; give the tokenizer that belongs to the model"
+            )
+        needed = len(ids) + self.max_new_tokens
+        if needed > self.positions:
+            raise TooLongError(
+                f"needs a context of {needed} tokens with its answer, the model has "
+                f"{self.positions}"
+            )
+        return ids
+
+
+def renderer(loaded: Loaded, max_new_tokens: int) -> Renderer:
+    return Renderer.of(loaded.target, loaded.tokenizer, loaded.model.config, max_new_tokens)
 
 
 class HistoryWriter:
@@ -61,8 +112,13 @@ class HistoryWriter:
         return good, [entry for entry in entries.values() if entry["status"] != "ok"]
 
     def prompts(self, sets: Sequence[Questions]) -> list[Prompt]:
-        """Every turn of the question sets, in order."""
-        turns, entries, found = self.config.turns, self._entries, []
+        """Every turn of the question sets, in order. UsageError, before any answer, where one
+        cannot be rendered."""
+        plain = renderer(self.loaded, self.config.max_new_tokens)
+        for questions in sets:
+            history.rehearse(questions, self.config.turns, plain)
+        turns, entries = self.config.turns, self._entries
+        found: list[Prompt] = []
         missing = history.missing(sets, turns, self.name, entries)
         with tqdm(total=missing, desc="history", unit="turn", disable=hidden(missing)) as bar:
 
@@ -71,21 +127,11 @@ class HistoryWriter:
                 bar.update()
                 return entry
 
-            render = renderer(self.loaded)
+            folder, revision = self._path.parent, self.loaded.revision
+            render = FrozenPrompts(folder, self.name, revision, plain)
             for questions in sets:
-                for prompt in history.prompts(questions, turns, self.name, render, entries, answer):
-                    self._check_context(prompt)
-                    found.append(prompt)
+                found += history.prompts(questions, turns, self.name, render, entries, answer)
         return found
-
-    def _check_context(self, prompt: Prompt) -> None:
-        limit = self.reference.target.max_positions
-        needed = len(prompt.ids) + self.config.max_new_tokens
-        if needed > limit:
-            raise UsageError(
-                f"{prompt.dataset} question {prompt.prompt_id} turn {prompt.turn} needs a context "
-                f"of {needed} tokens, {self.name} has {limit}; lower --max-new-tokens or --turns"
-            )
 
     def _answer(self, prompt: Prompt) -> HistoryEntry:
         """The reference's greedy answer, appended to the file."""

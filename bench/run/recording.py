@@ -42,8 +42,9 @@ class Recorder:
         dataset_sha256: str,
         temperature: float,
         repeat: int | None,
+        clock: bool | None,
     ) -> Cell:
-        """`repeat` is None for a method that cannot run."""
+        """`repeat` and `clock` are None for a method that cannot run."""
         config, method, decoder = self.config, prepared.method, prepared.decoder
         return Cell(
             model=self.loaded.target.name,
@@ -63,16 +64,16 @@ class Recorder:
             top_p=config.top_p,
             seed=config.seed,
             repeat=repeat,
+            clock=clock,
             max_new_tokens=config.max_new_tokens,
+            code_sha256=method.code_sha256,
         )
 
     def failed(self, cell: Cell, prompt: Prompt | None, status: str, reason: str) -> Record:
         """A record without figures; `prompt` is None where the method cannot run at all."""
         return self._blank(cell, prompt) | {"status": status, "error": reason}
 
-    def measured(
-        self, cell: Cell, prompt: Prompt, prepared: PreparedMethod, turn: Turn, with_steps: bool
-    ) -> Record:
+    def measured(self, cell: Cell, prompt: Prompt, prepared: PreparedMethod, turn: Turn) -> Record:
         """The record of a turn. RuntimeError where it breaks a record's invariants."""
         text = text_of(self.loaded, turn.output_ids)
         record = self._blank(cell, prompt) | {
@@ -80,7 +81,7 @@ class Recorder:
             **turn.figures(),
             "warnings": prepared.warnings + turn.warnings,
             "text": text,
-            **(self._steps(turn, text) if with_steps else NO_STEPS),
+            **self._steps(turn, text),
             "draft_parameters": prepared.decoder.draft_parameters if prepared.decoder else None,
             "startup_s": prepared.startup_s,
         }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from bench.decoding.decoder import Block, Decoder
+from bench.decoding.finite import LogitsCheck
 from bench.decoding.phases import PHASES, Phase
 from bench.decoding.sampling import Sampling
 
@@ -19,18 +20,18 @@ CLOCK_TOLERANCE = 0.01  # share of decode_s by which phases and the host's clock
 
 @dataclass(frozen=True)
 class Turn:
-    """The figures of one answer, with the names and units of records. `steps` do not say where a
-    step ends in the text; the recorder adds that."""
+    """The figures of one answer, with the names and units of records; those of the phase clock are
+    None where it did not run. `steps` do not say where a step ends in the text; the recorder adds
+    that."""
 
     output_ids: list[int]
     finish: str
     accept_lengths: list[int] | None
     prefill_s: float
-    draft_prefill_s: float | None
     decode_s: float
-    phase_s: dict[str, float] | None
     drafted: int | None
-    peak_memory_bytes: int | None
+    draft_prefill_s: float | None = None
+    phase_s: dict[str, float] | None = None
     steps: list[dict[str, Any]] | None = None
     warnings: list[str] = field(default_factory=list)
 
@@ -78,13 +79,21 @@ def run_turn(
     sampling: Sampling,
     max_new_tokens: int,
     eos_ids: Collection[int],
+    clocked: bool = True,
 ) -> Turn:
-    """Decode one answer and time it. The decoder's exceptions are not caught."""
+    """Decode one answer and time it. The decoder's exceptions are not caught; FloatingPointError
+    where a logit of the target is not finite.
+
+    `clocked`: with the phase clock, whose marks cost time; without it, phases, steps and the
+    draft's own prefill are None.
+    """
     target, clock = decoder.target, decoder.target.clock
+    clock.quiet = not clocked
     target.reserve(len(prompt_ids) + max_new_tokens + decoder.width)
     stop = StopRule(max_new_tokens, eos_ids)
     lengths: list[int] = []
     drafts: list[tuple[int, int | None]] = []  # for each step: nodes, levels
+    target.logits_check.start()
     with torch.inference_mode():
         _quiesce(target.device)
         started = time.perf_counter()
@@ -101,22 +110,26 @@ def run_turn(
             drafts.append((block.drafted, block.depth))
         last = time.perf_counter()
         phase_s = clock.stop()
-    decode_s = last - first if lengths else 0.0
-    return Turn(
+    target.logits_check.finish(target.dtype)
+    turn = Turn(
         output_ids=stop.ids,
         finish=stop.finish,
         accept_lengths=lengths,
         prefill_s=first - started,
-        draft_prefill_s=draft_prefill_s,
-        decode_s=decode_s,
-        phase_s={str(phase): seconds for phase, seconds in phase_s.items()},
+        decode_s=last - first if lengths else 0.0,
         drafted=sum(nodes for nodes, _ in drafts),
-        peak_memory_bytes=_peak_memory(target.device),
+    )
+    if not clocked:
+        return turn
+    return replace(
+        turn,
+        draft_prefill_s=draft_prefill_s,
+        phase_s={str(phase): seconds for phase, seconds in phase_s.items()},
         steps=[
             {"drafted": nodes, "depth": depth, "us": us}
             for (nodes, depth), us in zip(drafts, _microseconds(clock.steps()), strict=True)
         ],
-        warnings=_clock_warnings(sum(phase_s.values()), decode_s) if lengths else [],
+        warnings=_clock_warnings(sum(phase_s.values()), turn.decode_s) if lengths else [],
     )
 
 
@@ -151,6 +164,8 @@ def run_stock(
     """
     stop = StopRule(max_new_tokens, eos_ids)
     prompt = torch.tensor([prompt_ids], device=model.device)
+    check = LogitsCheck(model.device)
+    watch = LogitsProcessorList([_Watch(check)])
 
     def generate(tokens: int) -> tuple[list[int], float]:
         config = _stock_config(model, sampling, tokens, eos_ids)
@@ -159,7 +174,10 @@ def run_stock(
             _quiesce(model.device)
             started = time.perf_counter()
             output = model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), generation_config=config
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                generation_config=config,
+                logits_processor=watch,
             )
             ids = output[0, len(prompt_ids) :].tolist()
             return ids, time.perf_counter() - started
@@ -170,6 +188,7 @@ def run_stock(
         ids, total_s = generate(max_new_tokens)
     finally:
         model.generation_config = own
+    check.finish(model.dtype)
     stop.take(ids)
     if stop.finish is None:
         raise RuntimeError(f"generate stopped after {len(ids)} tokens without EOS")
@@ -178,12 +197,20 @@ def run_stock(
         finish=stop.finish,
         accept_lengths=None,
         prefill_s=prefill_s,
-        draft_prefill_s=None,
         decode_s=max(total_s - prefill_s, 0.0),
-        phase_s=None,
         drafted=None,
-        peak_memory_bytes=_peak_memory(model.device),
     )
+
+
+class _Watch(LogitsProcessor):
+    """Shows the logits of `generate` to a check, and changes none."""
+
+    def __init__(self, check: LogitsCheck) -> None:
+        self._check = check
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._check.see(scores)
+        return scores
 
 
 def _stock_config(
@@ -206,14 +233,9 @@ def _stock_config(
 
 
 def _quiesce(device: torch.device) -> None:
-    """Before a clock starts: wait until the device is idle, and reset its memory peak."""
+    """Before a clock starts: wait until the device is idle."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak_memory(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 def _clock_warnings(phases_s: float, decode_s: float) -> list[str]:

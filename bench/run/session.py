@@ -72,7 +72,7 @@ class Session:
         for questions in self.plan.sets:
             for temperature in self.config.temperature:
                 cell = self.recorder.cell(
-                    prepared, questions.name, questions.sha256, temperature, None
+                    prepared, questions.name, questions.sha256, temperature, None, None
                 )
                 self.folder.append(self.recorder.failed(cell, None, status, reason))
 
@@ -88,7 +88,9 @@ class Session:
 
     def _cell(self, prepared: PreparedMethod, point: GridPoint) -> Cell:
         dataset, sha256 = point.prompt.dataset, point.prompt.dataset_sha256
-        return self.recorder.cell(prepared, dataset, sha256, point.temperature, point.repeat)
+        return self.recorder.cell(
+            prepared, dataset, sha256, point.temperature, point.repeat, point.clock
+        )
 
     def _run_point(self, prepared: PreparedMethod, point: GridPoint, cell: Cell) -> None:
         """Runs one turn and appends its record."""
@@ -101,9 +103,9 @@ class Session:
         sampling = Sampling(point.temperature, config.top_k, config.top_p, generator)
         budget, eos_ids = config.max_new_tokens, self.loaded.eos_ids
         try:
-            turn = prepared.turn(prompt.ids, sampling, seed, budget, eos_ids)
-            with_steps = point.repeat == 0  # of one repeat only, to keep files small
-            record = recorder.measured(cell, prompt, prepared, turn, with_steps)
+            clocked = bool(point.clock)
+            turn = prepared.turn(prompt.ids, sampling, seed, budget, eos_ids, clocked)
+            record = recorder.measured(cell, prompt, prepared, turn)
         except Exception as error:
             record = recorder.failed(cell, prompt, "error", one_line(error))
         self.folder.append(record)

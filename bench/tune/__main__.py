@@ -34,7 +34,7 @@ from bench.errors import UsageError
 from bench.records import tuned
 from bench.records.runs import REFERENCE, label
 from bench.records.tuned import Tuned
-from bench.run import methods, tuning
+from bench.run import methods, preflight, tuning
 from bench.run.methods import Method
 from bench.targets import registry as targets
 from bench.targets import synthetic
@@ -64,16 +64,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def tune(config: TuneConfig) -> tuple[Tuned, Path]:
     """What was found, and the file that it was written to."""
     device, dtype = environment.settled(config.device, config.dtype)
-    target = targets.resolve(config.model)
+    target = targets.resolve(config.model, config.chat_template)
+    targets.check(target)
     if target.name in synthetic.SHAPES:
         raise UsageError(f"{target.name} has random weights, which accept nothing; tune on a model")
     chosen = [
         m for m in methods.resolve(_names(config.methods), config.checkpoint) if m.name != REFERENCE
     ]
+    preflight.check_files(chosen, [target], None)
     tuned_for = tuning.tuned_for(target, config.engine, dtype, device)
     folder = Path(config.out) if config.out else tuning.cache()
     tuned.read(folder / tuned_for.file)  # reports a damaged file before the work
-    chosen = list(_available(chosen, TargetInfo(target.name)))
+    chosen = list(_available(chosen, preflight.describe(target)))
     loaded = targets.load(target, device, getattr(torch, dtype))
     model, reason = engines.make(loaded.model, target.name, config.engine)
     if reason is not None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bench.cli import check_choices, device_option, dtype_option, option
-from bench.decoding.engines.registry import ENGINES
+from bench.cli import chat_template_option, check_choices, device_option, dtype_option, option
+from bench.decoding.engines.registry import EAGER, ENGINES
 from bench.targets import registry as targets
 
 QUESTIONS = "tuning"  # the question set
@@ -33,7 +33,8 @@ class Effort:
 
 SLOW = Effort(2, 32, 6, 40, warm_up_tokens=4, finalists=2)
 FAST = Effort(4, 96, 8, 128, warm_up_tokens=48, finalists=3)
-EFFORT = {"eager": SLOW, "graph": FAST, "compile": FAST}  # steps take about 50 ms and 2 ms
+# Steps take about 50 ms on eager and 2 ms on the others.
+EFFORT = {engine: SLOW if engine == EAGER else FAST for engine in ENGINES}
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class TuneConfig:
     checkpoint: list[str] = option(
         [], "draft weights for a method: a path or a hub id", metavar="METHOD=WEIGHTS"
     )
+    chat_template: str | None = chat_template_option()
     out: str | None = option(
         None, "folder for the file; the user's cache if left out", metavar="DIR", local=True
     )

@@ -89,7 +89,8 @@ def split(
     first = order[:categories]
     search = [first[i * categories // effort.search] for i in range(effort.search)]
     final = order[categories : categories + effort.final]
-    model, render = loaded.target.name, renderer(loaded)
+    model = loaded.target.name
+    render = renderer(loaded, max(effort.search_tokens, effort.final_tokens))
     turns = history.prompts(questions, 1, model, render, {}, _unasked)
     asked = {prompt.prompt_id: prompt for prompt in turns}
     return [asked[name] for name in search], [asked[name] for name in final]

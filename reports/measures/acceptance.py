@@ -37,7 +37,7 @@ DEFINITIONS: Definitions = (
 
 def accepted(records: pd.DataFrame) -> pd.DataFrame:
     """One row each: accepted, drafted_only, low, high, histogram ({tokens emitted: steps}),
-    verify_steps, nodes_per_step, draft_parameters and peak_memory_bytes.
+    verify_steps, nodes_per_step and draft_parameters.
     """
     found = rows(good(records), records)
     if found.facts.empty:
@@ -56,6 +56,5 @@ def accepted(records: pd.DataFrame) -> pd.DataFrame:
         verify_steps=found.sums(["verify_steps"])["verify_steps"].where(~facts["stock"]),
         nodes_per_step=drafted["drafted"] / drafted["verify_steps"],
         draft_parameters=found.most("draft_parameters"),
-        peak_memory_bytes=found.most("peak_memory_bytes"),
     )
     return ordered(records, table)

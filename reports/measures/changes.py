@@ -66,7 +66,8 @@ def _varies(records: pd.DataFrame, name: str) -> bool:
 def _timed(records: pd.DataFrame, absolute: bool) -> pd.DataFrame:
     """Records whose time per token is known, with question, turn and repeat as plain values."""
     if absolute:
-        good = records[records["ok"] & (records["tokens"] > 0) & (records["decode_s"] > 0)]
+        timed = records["ok"] & records["timed"]
+        good = records[timed & (records["tokens"] > 0) & (records["decode_s"] > 0)]
     else:
         beside = pairs(records[~records["synthetic"]])
         timed = beside["counted"] & (beside["decode_s"] > 0) & (beside["decode_s_ref"] > 0)

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.files import canonical_sha256
+from bench.records.journal import CONTINUED
 from bench.records.runs import STOCK_ENGINE, Record
-from reports.read.companions import RunInfo
+from reports.read.companions import RunInfo, sessions
 from reports.read.words import counted
 
 # Of environment.json: what a figure depends on, and what it is called.
@@ -38,20 +39,25 @@ ENVIRONMENT = {
     "packages.transformers": "transformers",
     "packages.triton": "triton",
     "git.commit": "commit",
+    **{f"code.{package}": f"code of {package}" for package in ("baselines", "bench", "chimera")},
 }
 # Readings of the moment, and what the records say better.
 UNCOMPARED = (
     *("cuda.sm_clock_mhz", "cuda.memory_clock_mhz", "cuda.name", "git.dirty"),
-    *("device", "datasets", "dtype", "packages.chimera-bench"),
+    *("device", "datasets", "dtype", "packages.chimera-bench", CONTINUED),
 )
 
-KNOWN_ALONE = ("cuda", "git")  # no card, no checkout: nothing to compare
+# No card, no checkout, or of an older version: nothing to compare.
+KNOWN_ALONE = ("cuda", "git", "code")
 
 # Of the settings: what only says which rows there are, and what the records say better.
-ROWS_ALONE = ("models", "methods", "datasets", "preset", "provenance.methods")
+ROWS_ALONE = (
+    *("models", "methods", "datasets", "preset"),
+    *("provenance.models", "provenance.methods", "provenance.prompts"),
+)
 SETTLED = (
     *("dtype", "device", "engine", "max_new_tokens", "top_k", "top_p", "seed", "checkpoint"),
-    *("provenance.datasets", "provenance.package_version"),
+    *("provenance.datasets", "provenance.package_version", "provenance.code"),
 )
 NOTHING = "none"
 
@@ -167,6 +173,11 @@ def _inside(run: RunInfo, kinds: pd.DataFrame, turns: pd.DataFrame) -> Iterator[
         values = _counts(rows, item.column)
         if len(values) > 1:
             yield _within(run.name, item.words, values)
+    known = [dict(flat(one)) for one in sessions(run.environment or {})]
+    for path, words in ENVIRONMENT.items():
+        seen = {values[path]: [run.name] for values in known if path in values}
+        if len(seen) > 1:
+            yield Difference(words, seen, within=run.name)
     for dataset, rows in turns.groupby("dataset", sort=False):
         several = rows.groupby(list(TURN), sort=False).size().gt(1).sum()
         if several:
@@ -229,7 +240,7 @@ def _between(
     for path in dict.fromkeys(path for values in chosen.values() for path in values):
         if not _below(path, SETTLED):
             values = {name: values.get(path, NOTHING) for name, values in chosen.items()}
-            yield from _differs(f"setting {path}", values, path not in ROWS_ALONE)
+            yield from _differs(f"setting {path}", values, not _below(path, ROWS_ALONE))
 
 
 def _differs(item: str, values: Mapping[str, str], weighs: bool) -> Iterator[Difference]:

@@ -15,7 +15,8 @@ DEFINITIONS: Definitions = (
     (
         "Verification share",
         "time in the target's verify forwards divided by the time of the decode loop, both summed "
-        "over all of the row's good records. The reference's whole forward is verify.",
+        "over all of the row's good records with the phase clock. The reference's whole forward is "
+        "verify.",
     ),
     ("95 % interval", "as for the speedup, of the verification share (of its odds)."),
     (

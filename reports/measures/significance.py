@@ -131,7 +131,7 @@ def drift(records: pd.DataFrame) -> pd.DataFrame:
     and last_ms a token, drift, low, high, p (corrected), drifted.
     """
     known = good(records)
-    timed = known[known["reference"] & (known["tokens"] > 0)]
+    timed = known[known["reference"] & known["timed"] & (known["tokens"] > 0)]
     ends = timed.groupby("row")["repeat"].agg(["min", "max"])
     ends = ends[ends["min"] < ends["max"]].astype(int)
     key = ["row", "prompt"]

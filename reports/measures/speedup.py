@@ -25,6 +25,14 @@ DEFINITIONS: Definitions = (
         "plain autoregressive decoding on the same engine.",
     ),
     (
+        "Without the phase clock",
+        "the marks of the phase clock cost time, and the more, the shorter the steps. Speedup, end "
+        "to end, tokens/s, their intervals and tests are of the repeats that ran without it, the "
+        "method's and the reference's; phases, shares and the times of steps are of one more "
+        "repeat with it, and accepted lengths of all repeats. Records of schema 1.1 and older all "
+        "ran with it and serve both.",
+    ),
+    (
         "Pairs",
         "records of the method and of the reference with equal run, model, engine, dtype, device, "
         "question set, temperature, token limit, question, turn, repeat and prompt. The row of "
@@ -46,9 +54,12 @@ DEFINITIONS: Definitions = (
     ),
     ("Median", "of the speedups of single pairs."),
     ("Questions, repeats", "how many of each the pairs cover."),
-    ("Tokens/s", "tokens after the first per decode second, over all of the row's good records."),
+    (
+        "Tokens/s",
+        "tokens after the first per decode second, over the row's good records without the phase "
+        "clock.",
+    ),
     ("Draft parameters", "parameters of the draft that the target does not have."),
-    ("Peak memory", "highest memory use of any of the row's records."),
     (
         "Synthetic models",
         "have random weights: their accepted lengths are meaningless, so no speedup and no "
@@ -62,7 +73,7 @@ _WHOLE = ("total_s_ref", "new_tokens_ref", "total_s", "new_tokens")
 def speedup(records: pd.DataFrame, defective: Collection[Any] = ()) -> pd.DataFrame:
     """One row each: speedup, low, high, p, distinct (from 1), median, end_to_end and non_repeating
     with their `_low` and `_high`, non_repeating_pairs, tokens_per_s, draft_parameters,
-    peak_memory_bytes, pairs, prompts, repeats, one_token (pairs left out), unpaired, and what
+    pairs, prompts, repeats, one_token (pairs left out), unpaired, and what
     `beside_fastest` and `drifts` of `significance` add. The reference's speedup is 1 by
     definition.
 
@@ -73,18 +84,17 @@ def speedup(records: pd.DataFrame, defective: Collection[Any] = ()) -> pd.DataFr
         return pd.DataFrame()
     both, known = found.records, ~found.facts["synthetic"]
     compared = known & ~found.facts["reference"]
-    timed = found.sums(("tokens", "decode_s"), both["tokens"] > 0)
+    timed = found.sums(("tokens", "decode_s"), both["timed"] & (both["tokens"] > 0))
     table = found.facts.assign(
         **_speedups(found, compared),
         **_other_speedups(found, compared),
         tokens_per_s=(timed["tokens"] / timed["decode_s"]).where(known & (timed["decode_s"] > 0)),
         draft_parameters=found.most("draft_parameters"),
-        peak_memory_bytes=found.most("peak_memory_bytes"),
         pairs=found.count(both["counted"]),
         prompts=found.distinct("question", both["counted"]),
         repeats=found.distinct("repeat", both["counted"]),
-        one_token=found.count(both["paired"] & ~both["counted"]),
-        unpaired=found.count(~both["paired"]),
+        one_token=found.count(both["paired"] & both["timed"] & ~both["decoded"]),
+        unpaired=found.count(~both["paired"] & both["timed"]),
     )
     ones = ["speedup", "median", "end_to_end", "non_repeating"]
     table.loc[known & found.facts["reference"], ones] = 1.0
@@ -107,7 +117,7 @@ def _other_speedups(found: Rows, compared: pd.Series[bool]) -> dict[str, Any]:
     pair = speedup_of(both.loc[both["counted"], list(SIDES)].to_numpy(dtype=np.float64))
     columns: dict[str, Any] = {"median": found.median(pair, both["counted"]).where(compared)}
     for name, sides, which in (
-        ("end_to_end", _WHOLE, both["paired"]),
+        ("end_to_end", _WHOLE, both["paired"] & both["timed"]),
         ("non_repeating", SIDES, varied),
     ):
         figure = found.estimates(sides, speedup_of, which)

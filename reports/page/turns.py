@@ -28,7 +28,8 @@ GAIN, LOSS, MIDDLE, DIVERGING, DRAWN = KINDS = (
 
 
 class Turns:
-    """Every turn that a reference answered, in the first repeat in which it did.
+    """Every turn that a reference answered, in the first repeat in which it did: of those with the
+    phase clock, which have steps, where there are any.
 
     Attributes:
         table: one row each: panel, answer, prompt_id, turn, best (the speedup of the panel's
@@ -42,14 +43,16 @@ class Turns:
 
     def __init__(self, page: Page) -> None:
         good = page.records[page.records["ok"]]
-        first = good[good["reference"]].sort_values("repeat", kind="stable")
+        reference = good[good["reference"]]
+        first = reference.sort_values(["timed", "repeat"], kind="stable")  # steps are not timed
         first = first.drop_duplicates(["panel", "question", "turn"]).sort_index()
         key = ["panel", "answer"]
         table = first[[*key, "prompt_id", "turn"]].reset_index(drop=True)
-        own = good.merge(table[key], on=key)
-        held = pairs(own)
-        both = own.join(held[held.columns.difference(own.columns)])
-        real = both["counted"] & ~both["synthetic"]
+        both = pd.concat(
+            [_paired(good.merge(table[key], on=key)), _stock(good, first[~first["timed"]])],
+            ignore_index=True,
+        )
+        real = both["decoded"] & ~both["synthetic"]
         both = both.assign(ratio=np.nan, place=_places(both))
         sides = both.loc[real, list(SIDES)].to_numpy(dtype=np.float64)
         both.loc[real, "ratio"] = speedup_of(sides)
@@ -89,6 +92,21 @@ class Turns:
         """The records of one turn, in the order in which they stand."""
         turn = self.table["panel"][at], self.table["answer"][at]
         return self.records.iloc[self._places[turn]]
+
+
+def _paired(records: pd.DataFrame) -> pd.DataFrame:
+    """Records with what `pairs` adds."""
+    held = pairs(records)
+    return records.join(held[held.columns.difference(records.columns)])
+
+
+def _stock(good: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
+    """The stock row's first answers to the turns of `shown`, as answers of the repeat shown there:
+    it has none with the phase clock. Each is paired with the reference's of its own repeat."""
+    turn = ["panel", "prompt"]
+    both = _paired(good[good["stock"] | good["reference"]])
+    first = both[both["stock"]].sort_values("repeat", kind="stable").drop_duplicates(["row", *turn])
+    return first.drop(columns="answer").merge(shown[[*turn, "answer"]], on=turn)
 
 
 def _kinds(rows: pd.DataFrame) -> dict[str, list[int]]:

@@ -13,11 +13,11 @@ import yaml
 from bench.errors import UsageError, flat
 from bench.records import journal, tuned
 from bench.records import runs as records
+from bench.records.runs import RUN_SETTINGS as RUN_SETTINGS
 from bench.records.tuned import Tuned
 from reports.read.preparation import NAME, TUNING
 from reports.read.safe_text import inert, inert_values
 
-RUN_SETTINGS = "run.yaml"
 AUDITED = "audited"  # the state of a run whose audit is of its records
 AUDIT_COUNTS = ("compared", "equal", "ties", "defects")
 # Optional keys of an audit's rows: of lossy methods, and what else was tested.
@@ -58,6 +58,12 @@ def read(folder: Path, name: str, settings_name: str) -> RunInfo:
     settings, environment = inert_values(settings), inert_values(environment)
     shown = "\n".join(map(inert, (settings_text or "").splitlines()))
     return RunInfo(name, settings, shown, environment, state, audited, found, settings_name)
+
+
+def sessions(environment: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The environments of the sessions that recorded a run, the first one first."""
+    first = {name: value for name, value in environment.items() if name != journal.CONTINUED}
+    return [first, *environment.get(journal.CONTINUED, ())]
 
 
 def _audit(folder: Path) -> tuple[str, list[dict[str, Any]]]:

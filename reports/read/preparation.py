@@ -49,7 +49,7 @@ FLAGS = ("reference", "stock", "synthetic", "lossy")
 FIGURES = (
     *("row", "panel", "answer", "prompt", "question", "prompt_id", "turn", "repeat", "category"),
     *(*FLAGS, "tokens", "new_tokens", "prompt_tokens", "repetition", "accept_lengths"),
-    *("verify_steps", "accepted_tokens", "drafted", "draft_parameters", "peak_memory_bytes"),
+    *("verify_steps", "accepted_tokens", "drafted", "draft_parameters", "clocked", "timed"),
     *(*LOOP, "loop_s", "prefill_s", "decode_s", "total_s"),
 )
 
@@ -57,7 +57,9 @@ FIGURES = (
 def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     """Records, one row a turn, with the columns that the figures are summed from.
 
-    `tokens` counts those of the decode loop, `verify_steps` its steps; `repetition` is of the
+    `tokens` counts those of the decode loop, `verify_steps` its steps; `clocked` says whether the
+    phase clock ran, `timed` whether the record's times count for speed: those without the phase
+    clock in a row that has any, otherwise all; `repetition` is of the
     answer's ids; `failed` is the number of failures in the record's row, `reference_engine` the
     engine of the reference it is compared with. Whole numbers say which records belong together:
     `row` is equal within a row of the tables, `panel` within rows that share a reference, `answer`
@@ -72,6 +74,7 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
         stock=table["engine"] == STOCK_ENGINE,
         synthetic=table["model"].astype(str).str.startswith("synthetic:"),
         lossy=table["lossless"].eq(False),
+        clocked=(table["engine"] != STOCK_ENGINE) & table["clock"].ne(False),
         tokens=number(table["new_tokens"]) - 1,
         verify_steps=number(each(table["accept_lengths"], len)),
         accepted_tokens=number(each(table["accept_lengths"], sum)),
@@ -89,6 +92,8 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     table["prompt"] = codes_of(table, ("prompt_id", "turn", "prompt_sha256"))
     table["panel"] = codes_of(table, (*SETTINGS, "reference_engine"))
     table["question"] = pd.factorize(table["prompt_id"].astype(str), sort=True)[0]
+    plain = (table["ok"] & ~table["clocked"]).groupby(table["row"]).transform("any")
+    table["timed"] = ~(table["clocked"] & plain)
     failures = (~table["ok"]).astype(int)
     table["failed"] = failures.groupby(codes_of(table, NAME)).transform("sum")
     repeated = table["ok"] & table.duplicated(["row", "answer", "ok"], keep="last")
@@ -145,7 +150,9 @@ def good(records: pd.DataFrame) -> pd.DataFrame:
 
 def pairs(records: pd.DataFrame) -> pd.DataFrame:
     """Every good record with the reference's of the same turn (columns `..._ref`, null where
-    there is none), with FIGURES alone; `counted` marks the pairs that the speedup is made of.
+    there is none), with FIGURES alone. `decoded` marks pairs with a decode time per token on both
+    sides, `counted` those of them that are timed: the speedup is made of these. The two sides of a
+    pair are one repeat, so that the phase clock ran in both or in neither.
     """
     known, key = good(records), ["panel", "answer"]
     reference = known[known["reference"]].drop_duplicates(key, keep="last")
@@ -158,5 +165,5 @@ def pairs(records: pd.DataFrame) -> pd.DataFrame:
         validate="many_to_one",
     ).set_index(known.index)
     paired = both["tokens_ref"].notna()
-    counted = paired & (both["tokens"] > 0) & (both["tokens_ref"] > 0)
-    return both.assign(paired=paired, counted=counted)
+    decoded = paired & (both["tokens"] > 0) & (both["tokens_ref"] > 0)
+    return both.assign(paired=paired, decoded=decoded, counted=decoded & both["timed"])

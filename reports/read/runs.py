@@ -34,7 +34,8 @@ PLACE = ("model", "revision", "dataset", "dataset_sha256", "temperature", "dtype
 Values: TypeAlias = list[Any]  # one record's, in the order of COLUMNS
 
 # What no section reads is not kept: a hundred thousand records are to fit.
-DROPPED = ("schema", "cell")
+DROPPED = ("schema", "cell", "code_sha256", "peak_memory_bytes")
+OPTIONAL = ("clock", "prefill_end")  # not in every record
 COLUMNS = (*(name for name in records.FIELDS if name not in DROPPED), "label")
 AT = {name: at for at, name in enumerate(COLUMNS)}
 
@@ -149,7 +150,8 @@ def _values(record: Record, shared: dict[Any, Any]) -> Values:
         if record[name] is not None:
             record[name] = array("i", record[name])
     record["steps"] = record.get("steps") and Packed(record["steps"])
-    record["prefill_end"] = record.get("prefill_end")
+    for name in OPTIONAL:
+        record[name] = record.get(name)
     return list(_columns(record))
 
 

@@ -125,7 +125,8 @@ def _lead(shown: Sequence[ShownTurn], total: int) -> str:
     cut = [a.limit for one in shown for a in one.answers if a.cut]
     shortened = f" Answers are cut after {cut[0]:,} characters." if cut else ""
     return (
-        f"{which}. Each is shown in the first repeat that the reference answered: the reference, "
-        f"the fastest lossless method, then the others by speedup{most}.{shortened} "
+        f"{which}. Each is shown in the first repeat that the reference answered, of those with "
+        "the phase clock where there are any: the reference, the fastest lossless method, then the "
+        f"others by speedup{most}.{shortened} "
         f"Any turn, whole and with every method: {COMMAND} results/RUN PROMPT_ID"
     )

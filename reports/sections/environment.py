@@ -8,10 +8,11 @@ from typing import Any
 
 from reports.page.format import NONE
 from reports.page.model import Cell, Head, Page, Section, Table
+from reports.read.companions import sessions
 
 
 def section(page: Page) -> Section:
-    found = [(run.name, _flat(run.environment)) for run in page.runs if run.environment]
+    found = [(run.name, _items(run.environment)) for run in page.runs if run.environment]
     return Section(
         "environment",
         "Environment",
@@ -31,6 +32,18 @@ def section(page: Page) -> Section:
             if run.settings_text
         ],
     )
+
+
+def _items(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The first session's items; of later ones what differs from it."""
+    first, *later = (_flat(one) for one in sessions(environment))
+    known = dict(first)
+    return first + [
+        (f"{item} (session {number})", value)
+        for number, items in enumerate(later, start=2)
+        for item, value in items
+        if known.get(item) != value
+    ]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ def smoke(page: Page) -> list[str]:
             (
                 counted(int(_asked(records).sum()), "question"),
                 f"{listed(list(records['max_new_tokens'].unique()))} tokens",
-                counted(records["repeat"].nunique(), "repeat"),
+                counted(_repeats(records), "repeat"),
             )
         )
         name = f" ({run.name})" if len(page.runs) > 1 else ""
@@ -36,7 +36,26 @@ def smoke(page: Page) -> list[str]:
 
 
 def notes(page: Page) -> list[str]:
-    """A line on the records that are not shown."""
+    """Lines on records that are not shown, and on times that the phase clock is part of."""
+    return [*_left_out(page), *_clocked(page)]
+
+
+def _clocked(page: Page) -> Iterator[str]:
+    slowed = page.records[page.records["ok"] & page.records["clocked"] & page.records["timed"]]
+    runs = list(slowed["run"].unique())
+    if runs:
+        yield (
+            f"The phase clock ran in all repeats of {listed(runs)}, whose speedups and tokens/s "
+            "hold what it costs."
+        )
+
+
+def _repeats(records: pd.DataFrame) -> int:
+    """Timed repeats."""
+    return int(records.loc[records["timed"], "repeat"].nunique())
+
+
+def _left_out(page: Page) -> list[str]:
     if not page.left_out:
         return []
     return [
@@ -66,7 +85,7 @@ def cards(page: Page) -> list[Card]:
         Card(
             "Questions",
             listed(questions) or NONE,
-            f"{counted(records['repeat'].nunique(), 'repeat')}, up to {limits} tokens",
+            f"{counted(_repeats(records), 'repeat')}, up to {limits} tokens",
         ),
     ]
 

@@ -15,7 +15,7 @@ from reports.page.badges import badge
 from reports.page.columns import INTERVAL, Column, column, figure
 from reports.page.figures.style import PHASE_COLOURS
 from reports.page.filters import SETTINGS
-from reports.page.format import NONE, bounds, memory, number, parameters, percent, text
+from reports.page.format import NONE, bounds, number, parameters, percent, text
 from reports.page.labels import short
 from reports.page.model import Page, Section, Table, TableRow, Tag
 from reports.page.panels import panels
@@ -111,7 +111,6 @@ def _panel(page: Page, title: str, rows: pd.DataFrame, folded: bool) -> Table:
         *_columns(),
         figure("Tokens/s", "tokens_per_s", "{:,.1f}"),
         column("Draft parameters", "draft_parameters", parameters),
-        column("Peak memory", "peak_memory_bytes", memory),
     ]
     shared = _shared([_marks(page, row) for row in _each(rows) if not row["reference"]])
     said = {tag.text for tag in shared}

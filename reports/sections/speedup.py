@@ -5,7 +5,7 @@ from __future__ import annotations
 from reports.measures.speedup import DEFINITIONS
 from reports.page.columns import INTERVAL, column, figure, non_repeating, ratio
 from reports.page.figures import bars
-from reports.page.format import memory, parameters
+from reports.page.format import parameters
 from reports.page.model import Page, Section
 from reports.page.panels import drawn, with_value
 from reports.page.tables import tables
@@ -24,7 +24,6 @@ def section(page: Page) -> Section:
         figure("Median", "median", "{:.2f}×"),
         figure("Tokens/s", "tokens_per_s", "{:.1f}"),
         column("Draft parameters", "draft_parameters", parameters),
-        column("Peak memory", "peak_memory_bytes", memory),
         figure("Pairs", "pairs", "{:,.0f}"),
         figure("Questions", "prompts", "{:,.0f}"),
         figure("Repeats", "repeats", "{:,.0f}"),

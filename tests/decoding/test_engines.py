@@ -21,9 +21,10 @@ from bench.decoding.decoder import TreeDecoder
 from bench.decoding.drafts.checkpoint import RANDOM
 from bench.decoding.engines import invariant, ops, shapes
 from bench.decoding.engines import trial as engines
-from bench.decoding.engines.compile import CompiledTarget, unsupported
+from bench.decoding.engines.compile import CompiledTarget
 from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.engines.exact import ExactTarget
+from bench.decoding.engines.forms import unsupported
 from bench.decoding.engines.graph import ROWS, WIDTHS, GraphTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Function, Step, TargetModel
@@ -378,10 +379,11 @@ def test_trees_made_at_each_step_are_not_kept() -> None:
 
 
 def test_what_has_no_fused_form_says_why() -> None:
-    assert unsupported(tiny_model(20)) is None
-    model = tiny_model(20)
-    model.config.hidden_act = "gelu"
-    assert "SiLU" in (unsupported(model) or "")
+    config = tiny_model(20).config
+    assert unsupported(config, "compile") is None
+    config.hidden_act = "gelu"
+    assert "SiLU" in (unsupported(config, "compile") or "")
+    assert unsupported(config, "graph") is None
 
 
 @pytest.mark.parametrize("engine", ["graph", "compile"])

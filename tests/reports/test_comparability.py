@@ -9,7 +9,7 @@ import pytest
 
 from reports import build
 from reports.page.model import Page
-from reports.sections import comparability
+from reports.sections import comparability, environment
 from tests.reports.fabricate import Record, duel, failure, record, stock, write_run
 from tests.reports.studies import example, write_study
 
@@ -22,7 +22,12 @@ ENVIRONMENT: dict[str, Any] = {
     "device": "a card",
     "datasets": {"mini": "d"},
 }
-SETTINGS = {"models": ["tiny"], "limit": None, "repeats": 2, "provenance": {"history_sha256": None}}
+SETTINGS: dict[str, Any] = {
+    "models": ["tiny"],
+    "limit": None,
+    "repeats": 2,
+    "provenance": {"history_sha256": None},
+}
 
 
 def made(
@@ -227,3 +232,26 @@ def test_hostile_values_are_spelled_out(tmp_path: Path) -> None:
     page = both(tmp_path, duel(), changed("python", "3\u202e<script>\0"))
     (note,) = comparability.notes(page)
     assert note == r"Different Python: 3.11.7 (one); 3\u202e<script>\x00 (two)"
+
+
+def test_sessions_of_one_run_are_compared(tmp_path: Path) -> None:
+    later = changed("git.commit", "b" * 40)
+    sessions = ENVIRONMENT | {"continued": [ENVIRONMENT, later]}
+    page = build.load([made(tmp_path / "run", duel(), sessions)])
+    assert comparability.notes(page) == ["Different commit inside run: aaaaaaaa; bbbbbbbb"]
+    (table,) = environment.section(page).tables
+    items = {row[0].text: row[1].text for row in table.rows}
+    assert items["git.commit"] == "a" * 40
+    assert items["git.commit (session 3)"] == "b" * 40
+    assert not any("session 2" in item or "continued" in item for item in items)
+
+
+def test_other_code_is_named_and_older_runs_have_none(tmp_path: Path) -> None:
+    kept = SETTINGS["provenance"]
+    code = ENVIRONMENT | {"code": {"bench": "c" * 64}}
+    one = made(tmp_path / "one", duel(), code, provenance=kept | {"code": {"bench": "c" * 64}})
+    other = ENVIRONMENT | {"code": {"bench": "d" * 64}}
+    two = made(tmp_path / "two", duel(), other, provenance=kept | {"code": {"bench": "d" * 64}})
+    old = made(tmp_path / "old", duel(), ENVIRONMENT)
+    (note,) = comparability.notes(build.load([one, two, old]))
+    assert note == "Different code of bench: cccccccc (one); dddddddd (two)"

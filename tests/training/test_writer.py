@@ -218,7 +218,7 @@ def test_the_slots_of_a_template() -> None:
     with pytest.raises(UsageError, match="without a token of its own"):
         Conversation.of(words, None)
     words.chat_template = "{{ messages[0]['content'] | upper }}"
-    with pytest.raises(UsageError, match="changes the text of its messages"):
+    with pytest.raises(UsageError, match="leaves the question out of the prompt, or changes it"):
         Conversation.of(words, None)
 
 

@@ -13,6 +13,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from bench import hub
+
 RANDOM = "random"  # in place of a checkpoint: random weights of the published shape, to time them
 SHOWN = 4  # names listed in a message
 
@@ -37,7 +39,10 @@ def locate(text: str, names: Sequence[str]) -> Path:
     from huggingface_hub import errors, snapshot_download
 
     try:
-        return Path(snapshot_download(text, allow_patterns=list(names)))
+        online = hub.reachable()
+        return Path(
+            snapshot_download(text, allow_patterns=list(names), local_files_only=not online)
+        )
     except errors.GatedRepoError as error:
         raise CheckpointError(
             f"{text} is gated; ask for access on its page, then run `hf auth login` or set HF_TOKEN"

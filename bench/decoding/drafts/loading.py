@@ -15,7 +15,7 @@ from bench.decoding.drafts import static_trees
 from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError
 from bench.decoding.drafts.ranks import RankPath
 from bench.decoding.drafts.trainable import Draft
-from bench.decoding.drafts.weights import load_state, read_draft, shipped
+from bench.decoding.drafts.weights import load_state, read_card, read_draft, shipped
 from bench.decoding.target import TargetModel
 from bench.files import sha256_of_files
 
@@ -60,13 +60,31 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
     def unavailable(cls, target: TargetInfo, settings: Settings) -> str | None:
         name = cls.trained_as
         if settings.checkpoint or shipped(cls.package, name, target.name):
-            return None
+            return cls._misfit(target, settings.checkpoint)
         return (
             f"no {name} weights for {target.name}; run "
             f"python -m bench.training.distill --model {target.name} and "
             f"python -m bench.training.train --model {target.name} --method {name}, then pass "
             f"--checkpoint {cls.name}=trained/{name}-0.safetensors"
         )
+
+    @classmethod
+    def _misfit(cls, target: TargetInfo, checkpoint: str | None) -> str | None:
+        """Why weights on this machine cannot be the target's, or None; those of a hub repository
+        are fetched when the draft is loaded."""
+        if checkpoint and (checkpoint == RANDOM or _on_hub(checkpoint)):
+            return None
+        try:
+            location = cls._locate(target.name, checkpoint)
+            if cls.layouts.recognises(location):
+                cls.layouts.files(location)
+                return None
+            size = read_card(location)["config"]["hidden_size"]
+        except (CheckpointError, KeyError, TypeError) as error:
+            return str(error) if isinstance(error, CheckpointError) else f"no card ({error!r})"
+        if target.hidden_size not in (None, size):
+            return _other_size(location, size, target)
+        return None
 
     @classmethod
     def weights_sha256(cls, target: TargetInfo, settings: Settings) -> str | None:
@@ -113,9 +131,7 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
         draft = self.draft_model.from_dict(saved.config)
         size = draft.config.hidden_size
         if size != target.hidden_size:
-            raise CheckpointError(
-                f"{path.name} is for hidden size {size}, and {target.name} has {target.hidden_size}"
-            )
+            raise CheckpointError(_other_size(path, size, target))
         load_state(draft, saved, path.name)
         return draft, saved.vocabulary, saved.card.get("tree")
 
@@ -128,3 +144,11 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
             settings.tree, own, self.paper_tree, nodes, depth
         )
         return paths
+
+
+def _on_hub(checkpoint: str) -> bool:
+    return checkpoint.count("/") == 1 and not Path(checkpoint).expanduser().exists()
+
+
+def _other_size(path: Path, size: int, target: TargetInfo | TargetModel) -> str:
+    return f"{path.name} is for hidden size {size}, and {target.name} has {target.hidden_size}"

@@ -81,16 +81,24 @@ def _write(path: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None
     files.write_text(path.with_suffix(".json"), json.dumps(beside, indent=1) + "\n")
 
 
-def read_draft(path: Path) -> SavedDraft:
-    """Read a file that training wrote. CheckpointError where it is another file."""
+def read_card(path: Path) -> dict[str, Any]:
+    """The card of a file that training wrote. CheckpointError where it is another file."""
     try:
         with safe_open(path, "pt") as file:
             card = json.loads((file.metadata() or {})["card"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path.name} is not a {FORMAT} checkpoint ({error!r})") from error
-    if card.get("format") != FORMAT:
-        raise CheckpointError(f"{path.name} has format {card.get('format')!r}, not {FORMAT}")
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        found = card.get("format") if isinstance(card, dict) else card
+        raise CheckpointError(f"{path.name} has format {found!r}, not {FORMAT}")
+    return card
+
+
+def read_draft(path: Path) -> SavedDraft:
+    """Read a file that training wrote. CheckpointError where it is another file."""
+    card = read_card(path)
+    with safe_open(path, "pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     vocabulary = tensors.pop(VOCABULARY).long()
     scales = {name: tensors.pop(name) for name in list(tensors) if name.endswith(SCALE)}
     state = {

@@ -18,27 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM
 
-from bench.decoding.engines import ops, shapes
+from bench.decoding.engines import forms, ops, shapes
 from bench.decoding.engines.buffers import StaticBuffers
 from bench.decoding.engines.graph import GraphTarget
 from bench.decoding.target import Function, Step
 
 # Relative error of a product, one rounding of the norm, the result and the residual each
 PRODUCT_NEAR = {torch.float32: 1e-5, torch.bfloat16: 0.01, torch.float16: 0.002}
-
-
-def unsupported(model: Any) -> str | None:
-    """Why a model has no fused form, in one line, or None."""
-    config = model.config.get_text_config()
-    if not isinstance(model, LlamaForCausalLM):
-        return f"{type(model).__name__} is not Llama's form"
-    if config.hidden_act != "silu" or config.attention_bias or config.mlp_bias:
-        return "only SiLU and projections without bias are fused"
-    if model.base_model.rotary_emb.rope_type in ("dynamic", "longrope"):
-        return "rotary positions depend on the length"
-    return None
 
 
 @dataclass(frozen=True)
@@ -69,7 +56,7 @@ class CompiledTarget(GraphTarget):
 
     @classmethod
     def unavailable(cls, model: Any) -> str | None:
-        return super().unavailable(model) or unsupported(model)
+        return super().unavailable(model) or forms.unsupported(model.config, cls.engine)
 
     def fuse(self, function: Function) -> Function:
         if self.device.type != "cuda":
@@ -111,7 +98,9 @@ class CompiledTarget(GraphTarget):
                 x, change = x if change is None else x + change.sum(dim=0).to(x.dtype), None
                 taps[k] = x
         _, hidden = ops.add_norm(x, change, self._final, self._eps)
-        return Step(ops.linear(hidden, self.head().weight, fixed=self.exact), hidden, taps)
+        logits = ops.linear(hidden, self.head().weight, fixed=self.exact)
+        self.logits_check.see(logits)
+        return Step(logits, hidden, taps)
 
     def _begin(self, buffers: StaticBuffers) -> None:
         """What a forward's layers share is made here."""

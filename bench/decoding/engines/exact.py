@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.decoding.engines import invariant, shapes
+from bench.decoding.engines import forms, invariant, shapes
 from bench.decoding.engines.buffers import StaticBuffers
-from bench.decoding.engines.compile import CompiledTarget, unsupported
+from bench.decoding.engines.compile import CompiledTarget
 
 
 class ExactTarget(CompiledTarget):
@@ -35,7 +35,7 @@ class ExactTarget(CompiledTarget):
 
     @classmethod
     def unavailable(cls, model: Any) -> str | None:
-        return unsupported(model) or _ungrouped(model)
+        return forms.unsupported(model.config, cls.engine)
 
     def _begin(self, buffers: StaticBuffers) -> None:
         w = buffers.width
@@ -51,12 +51,3 @@ class ExactTarget(CompiledTarget):
 
     def _whole(self, rows: int, weight: Tensor) -> bool:
         return shapes.whole_tile(self.dtype.itemsize, weight)
-
-
-def _ungrouped(model: Any) -> str | None:
-    config = model.config.get_text_config()
-    heads = config.num_attention_heads
-    group = heads // (getattr(config, "num_key_value_heads", None) or heads)
-    if group > shapes.TILE:
-        return f"{group} query heads share a key head, {shapes.TILE} are the most"
-    return None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # so that settings may read what engines take without torch
+    from torch import Tensor
 
 FEW = 64  # rows that our products take; more go to the library
 WIDE = 2560  # columns that a program holds at once

@@ -1,0 +1,71 @@
+"""What differs between two sessions of one folder, in words: settings, and what figures need."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from bench.errors import flat
+
+SHOWN = 3  # differences that a message lists
+LONGEST = 60  # characters of a value
+PREFIX = "provenance."  # what settings were resolved to
+MISSING = "none"
+
+# Of two environments: what makes their figures incomparable.
+WATCHED = (
+    ("packages", "torch"),
+    ("packages", "transformers"),
+    ("packages", "chimera-bench"),
+    ("cpu", "model"),
+    ("cpu", "torch_threads"),
+    ("cuda", "name"),
+    ("cuda", "driver"),
+)
+
+
+def of_settings(before: str, now: str) -> str | None:
+    """How two YAML texts of settings differ: `dtype (float32, now bfloat16)`. None: not at all."""
+    try:
+        known = yaml.safe_load(before)
+    except yaml.YAMLError as error:
+        return f"its settings cannot be read ({flat(error)})"
+    then, here = dict(_leaves(known)), dict(_leaves(yaml.safe_load(now)))
+    found: dict[str, str] = {}
+    for path in dict.fromkeys([*here, *then]):
+        a, b = then.get(path, MISSING), here.get(path, MISSING)
+        if a != b:
+            found.setdefault(path.removeprefix(PREFIX), f"{_said(a)}, now {_said(b)}")
+    lines = [f"{name} ({values})" for name, values in found.items()]
+    more = [f"{len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return ", ".join([*lines[:SHOWN], *more]) or None
+
+
+def of_environments(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """The first difference that makes figures of two environments incomparable, or None."""
+    for group, name in WATCHED:
+        a, b = ((environment.get(group) or {}).get(name) for environment in (before, now))
+        if a != b:
+            return f"{group} {name} ({a}, now {b})"
+    return None
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _leaves(part, f"{path}.{name}" if path else str(name))
+    else:
+        yield path, value
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, list):
+        text = " ".join(map(str, value)) or MISSING
+    else:
+        text = MISSING if value is None else str(value)
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text[:8]
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."

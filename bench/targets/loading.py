@@ -1,0 +1,172 @@
+"""Strict loading of transformers checkpoints: every tensor that the model needs and no other."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bench.decoding.drafts.checkpoint import some
+from bench.errors import UsageError, first_line
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+# Buffers that older checkpoints carry and that models now compute.
+COMPUTED = re.compile(r"(^|\.)(rotary_emb\.inv_freq|(attn|attention)\.(masked_)?bias)$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a checkpoint is.
+
+    Attributes:
+        name: the target's, for messages.
+        location: a folder, or the hub's id.
+        revision: the hub's commit; None for a folder.
+        online: whether the hub may be asked.
+    """
+
+    name: str
+    location: str
+    revision: str | None = None
+    online: bool = False
+
+    def read(self, kind: Any, **settings: Any) -> Any:
+        """`kind.from_pretrained`, without the code that a checkpoint may carry."""
+        with silence(bars=self.online):
+            return kind.from_pretrained(
+                self.location,
+                revision=self.revision,
+                local_files_only=not self.online,
+                trust_remote_code=False,
+                **settings,
+            )
+
+
+def load(
+    source: Source, device: str, dtype: torch.dtype
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """UsageError where one of them does not load."""
+    tokenizer = load_tokenizer(source)
+    return load_model(source, device, dtype), tokenizer
+
+
+def load_config(source: Source) -> PretrainedConfig:
+    """UsageError where it does not load."""
+    from transformers import AutoConfig
+
+    with refused(source.name):
+        config: PretrainedConfig = source.read(AutoConfig)
+    return config
+
+
+def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
+    """UsageError where it does not load."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = source.read(AutoTokenizer)
+    except Exception as error:  # a broken file raises almost anything
+        raise UsageError(_tokenizer_problem(source.name, error)) from error
+    return tokenizer
+
+
+def load_model(source: Source, device: str, dtype: torch.dtype) -> PreTrainedModel:
+    """In eval mode, without gradients. UsageError, with the tensors' names, unless the files hold
+    exactly what the model needs."""
+    from transformers import AutoModelForCausalLM
+
+    with refused(source.name):
+        model, report = source.read(
+            AutoModelForCausalLM,
+            dtype=dtype,
+            attn_implementation="sdpa",
+            device_map=device,  # straight to the device, with no second copy in host memory
+            ignore_mismatched_sizes=True,  # reported, and refused here
+            output_loading_info=True,
+        )
+    if faults := _faults(report):
+        raise UsageError(f"{source.name} cannot be loaded: its weights {faults}; fetch them again")
+    loaded: PreTrainedModel = model.requires_grad_(False).eval()
+    return loaded
+
+
+def _faults(report: dict[str, Any]) -> str:
+    """What is wrong with a checkpoint's tensors, or nothing."""
+    faults = []
+    if missing := sorted(report["missing_keys"]):
+        faults.append(f"lack {some(missing)}")
+    if unexpected := sorted(k for k in report["unexpected_keys"] if not COMPUTED.search(k)):
+        faults.append(f"have {some(unexpected)}, which the model does not")
+    if mismatched := sorted(report["mismatched_keys"]):
+        faults.append(f"have other shapes than the config: {some(map(_mismatch, mismatched))}")
+    if errors := report.get("error_msgs"):
+        faults.append(f"cannot be read: {some(map(str, errors))}")
+    return " and ".join(faults)
+
+
+def _mismatch(entry: Any) -> str:
+    key, found, expected = entry
+    return f"{key} {list(found)}, not {list(expected)}"
+
+
+@contextlib.contextmanager
+def refused(name: str) -> Iterator[None]:
+    """What a broken file raises, as a UsageError of one line; out of memory stays what it is."""
+    from torch import OutOfMemoryError
+
+    try:
+        yield
+    except (UsageError, OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:  # libraries raise almost anything
+        raise UsageError(f"{name} cannot be loaded: {first_line(error)}") from error
+
+
+@contextlib.contextmanager
+def silence(bars: bool = False) -> Iterator[None]:
+    """Keeps what transformers logs and warns of off the terminal, and its bars unless `bars`, which
+    show a download; its settings are put back."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        hidden = contextlib.nullcontext() if bars else contextlib.redirect_stderr(io.StringIO())
+        with warnings.catch_warnings(), hidden:
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(before)
+
+
+def check_eos(name: str, eos_ids: Iterable[int], size: int) -> None:
+    """UsageError for an end-of-sequence id that the model cannot emit."""
+    outside = sorted(i for i in eos_ids if not 0 <= i < size)
+    if outside:
+        raise UsageError(
+            f"{name} cannot be loaded: end-of-sequence id {outside[0]} lies outside its vocabulary "
+            f"of {size}; correct generation_config.json or the tokenizer"
+        )
+
+
+def _tokenizer_problem(name: str, error: BaseException) -> str:
+    """Why the tokenizer does not load; transformers names tiktoken where it finds neither of the
+    packages that read a tokenizer.model."""
+    from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
+    readable = is_sentencepiece_available() and is_protobuf_available()
+    if not readable and re.search("sentencepiece|protobuf|tiktoken", str(error), re.IGNORECASE):
+        return (
+            f"{name}: its tokenizer needs the packages sentencepiece and protobuf; "
+            "run pip install 'chimera-bench[sentencepiece]'"
+        )
+    if "backend tokenizer" in str(error):  # transformers lists what it tried
+        return f"{name} cannot be loaded: it has neither tokenizer.json nor tokenizer.model"
+    return f"{name} cannot be loaded: its tokenizer: {first_line(error)}"
