@@ -116,7 +116,7 @@ def data(name: str) -> Path:
     write_data(folder, name, *answers(model, temperature=float(name == "tiny")))
     if not name.startswith(PREDICTABLE):
         model.save_pretrained(root / name)
-        tokenizer(64, 256).save_pretrained(root / name)
+        tokenizer(model.config.vocab_size, 256).save_pretrained(root / name)
     return folder
 
 
