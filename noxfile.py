@@ -1,4 +1,4 @@
-"""Sessions: `python -m nox -s bench`, `tests`, `slow`, `browser`, `lint`, `types`, `report`."""
+"""Sessions of nox, each with what it does: `python -m nox --list`."""
 
 import nox
 
@@ -6,6 +6,7 @@ nox.options.sessions = ["lint", "types", "tests"]
 nox.options.reuse_venv = "yes"
 
 TORCH = "torch==2.13.0"
+OLDEST = "transformers==5.17.0"  # the oldest that pyproject.toml allows
 
 
 def install(session: nox.Session, *extras: str) -> None:
@@ -36,6 +37,25 @@ def tests(session: nox.Session) -> None:
     session.run(
         "pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env={"OMP_NUM_THREADS": "1"}
     )
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Targets and decoders, on `eager` and `compile`, with the oldest supported transformers."""
+    install(session, "test")
+    session.install(OLDEST)
+    files = ["tests/test_targets.py", "tests/decoding/test_conformance.py"]
+    files.append("tests/decoding/test_engines.py")
+    chosen = "test_targets or greedy_ids or (lengths_equal_eager and compile)"
+    command = ["pytest", "-n", "2", "--dist", "loadfile", *files, "-k", chosen]
+    session.run(*command, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def figures(session: nox.Session) -> None:
+    """Whether the figures in the documents are those of the recorded runs."""
+    install(session)
+    session.run("python", "-m", "reports.quote", *(session.posargs or ["--check"]))
 
 
 @nox.session

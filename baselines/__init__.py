@@ -1,1 +1,1 @@
-"""Decoders to compare with, one module or folder a method."""
+"""Decoders to compare with, one module or folder for each method."""

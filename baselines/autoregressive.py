@@ -21,7 +21,7 @@ class Autoregressive(Decoder):
 
     def __init__(self, target: TargetModel, settings: Settings) -> None:
         super().__init__(target, settings)
-        self._root = Topology.of([-1], target.device)
+        self._root = Topology.of([-1], target.device, lasting=True)
         self._take = target.capture(self._take_likeliest)
 
     def decode(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Block]:

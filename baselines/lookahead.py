@@ -1,9 +1,9 @@
 """Lookahead decoding (Fu et al., arXiv 2402.02057).
 
-A window of W columns runs N-1 levels of Jacobi iterations beside the sequence and leaves W
-n-grams a step in a pool; the pool's n-grams that start with the newest token are verified. Window
-and guesses are one token tree, so one masked forward does both: level l, column i hangs below
-level l-1, column i, and the first level is a chain below the newest token.
+A window of W columns runs N-1 levels of Jacobi iterations in parallel with the sequence and adds W
+n-grams to a pool at each step; the pool's n-grams that start with the newest token are verified.
+Window and guesses form one token tree, so one masked forward computes both: the parent of level l,
+column i is level l-1, column i, and the first level is a chain below the newest token.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class LookaheadSettings(Settings):
     Attributes:
         n: n-gram size N; guesses have N-1 tokens.
         w: window size W.
-        g: most guesses a step, G, and the pool's size for each key token.
-        prompt: whether the prompt's own n-grams go into the pool.
+        g: maximum number of guesses in a step, G, and the pool's size for each key token.
+        prompt: whether the prompt's own n-grams are added to the pool.
     """
 
     n: int = 5
@@ -47,7 +47,7 @@ class LookaheadSettings(Settings):
 
 
 class NGramPool:
-    """For each key token up to `size` continuations, the least recently used out first."""
+    """Up to `size` continuations of each key token; the least recently added is evicted first."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -61,7 +61,7 @@ class NGramPool:
             entries.popitem(last=False)
 
     def get(self, key: int) -> list[tuple[int, ...]]:
-        """Continuations of `key`, the newest first."""
+        """Continuations of `key`, the latest first."""
         return list(reversed(self._of[key])) if key in self._of else []
 
 
@@ -87,7 +87,7 @@ class Lookahead(TreeDecoder):
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:
         self._pool = NGramPool(self.g)
         self._newest = token
-        # Each of the n - 2 filling steps uses up one column.
+        # Each of the n - 2 filling steps consumes one column.
         self._levels = [list(islice(cycle(prompt_ids), self.w + self.n - 3))]
         if self._from_prompt:
             known = [*prompt_ids, token]
@@ -100,11 +100,11 @@ class Lookahead(TreeDecoder):
         guesses = len(tokens)
         self._hang_window(tokens, parents)
         acceptable = [node < guesses for node in range(len(tokens))]
-        topology = Topology.of(parents, self.target.device, acceptable, lasting=False)
+        topology = Topology.of(parents, self.target.device, acceptable)
         return TokenTree(self.target.tensor(tokens), topology)
 
     def _hang_guesses(self, tokens: list[int], parents: list[int]) -> None:
-        """The pool's guesses as a trie below the root, so that shared prefixes run once."""
+        """Add the pool's guesses as a trie below the root, so that shared prefixes run once."""
         node_of: dict[tuple[int, ...], int] = {(): 0}
         for guess in self._pool.get(self._newest):
             for k in range(1, len(guess) + 1):

@@ -1,4 +1,4 @@
-"""Prompt lookup decoding: what followed the last n tokens before is proposed again.
+"""Prompt lookup decoding: proposes the tokens that followed an earlier occurrence of the last n.
 
 Saxena, "Prompt Lookup Decoding" (2023); the same idea as LLMA (Yang et al., arXiv 2304.04487).
 """
@@ -21,7 +21,7 @@ class PromptLookupSettings(Settings):
     """Parameters.
 
     Attributes:
-        n: longest n-gram to look for; shorter ones are tried after it.
+        n: longest n-gram to search for; shorter ones are tried next.
         k: most tokens to propose.
     """
 
@@ -37,7 +37,7 @@ class PromptLookupSettings(Settings):
 
 
 class PromptLookup(TreeDecoder):
-    """The newest earlier occurrence of the longest matching suffix gives a chain of drafts."""
+    """Drafts a chain: the continuation of the latest occurrence of the longest matching suffix."""
 
     name: ClassVar[str] = "prompt_lookup"
     lossless: ClassVar[bool] = True
@@ -48,18 +48,18 @@ class PromptLookup(TreeDecoder):
         self.n, self.k = settings.n, settings.k
         self.width = settings.k + 1
         self._ids: list[int] = []
-        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token behind it
+        self._after: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after it
         self._chain = lru_cache(maxsize=None)(self._make_chain)
 
     def _make_chain(self, width: int) -> Topology:
-        return Topology.of(list(range(-1, width - 1)), self.target.device)
+        return Topology.of(list(range(-1, width - 1)), self.target.device, lasting=True)
 
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:
         self._ids, self._after = [], {}
         self._extend((*prompt_ids, token))
 
     def _extend(self, ids: Sequence[int]) -> None:
-        """Append `ids`; the n-grams that end just before each of them become known."""
+        """Append `ids` and index the n-grams that end just before each of them."""
         for token in ids:
             end = len(self._ids)
             for n in range(1, min(self.n, end) + 1):

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
 import yaml
 
-from bench.errors import UsageError
+from bench.errors import UsageError, flat
 
 PROVENANCE = "provenance"  # key of `run.yaml` for what a run was resolved to; checked when fed back
 
@@ -38,10 +38,10 @@ def device_option() -> Any:
     return option("auto", "cpu, cuda, cuda:1 ...; auto takes a GPU where there is one")
 
 
-def dtype_option() -> Any:
+def dtype_option(default: str = "auto") -> Any:
     """The field `dtype` of the same commands."""
     return option(
-        "auto",
+        default,
         "auto is bfloat16 on a GPU and float32 on a CPU",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
@@ -59,7 +59,7 @@ def read_file(path: Path, settings: type[Any]) -> tuple[dict[str, Any], Mapping[
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{path} is not YAML: {flat(error)}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold a mapping of settings to values")
     provenance = content.pop(PROVENANCE, {})

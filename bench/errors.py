@@ -17,6 +17,11 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def flat(error: BaseException) -> str:
+    """The error's own words, on one line."""
+    return " ".join(str(error).split())
+
+
 def one_line(error: BaseException) -> str:
     """`ValueError: the message`, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:LONGEST]
+    return f"{type(error).__name__}: {flat(error)}"[:LONGEST]

@@ -10,10 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.decoding.decoder import Settings, TargetInfo, TreeDecoder
-from bench.decoding.drafts import static_trees
-from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError, digest
-from bench.decoding.drafts.weights import load_state, read_draft, shipped
+from bench.decoding.decoder import Settings, TargetInfo
+from bench.decoding.drafts.loading import DraftModelDecoder, PublishedLayouts
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree
@@ -21,11 +19,7 @@ from bench.decoding.verify import Verdict
 from chimera import published
 from chimera.drafter import ConfidentGrower, Drafter, Grower, StaticGrower
 from chimera.model import Chimera as ChimeraModel
-from chimera.model import ChimeraConfig
 from chimera.variants import chimera_plus_config
-
-WEIGHTS = "chimera.weights"
-PAPER_TREE = (4, 8, 8, 3, 2)  # nodes a level, 25 in all
 
 
 @dataclass(frozen=True)
@@ -34,11 +28,11 @@ class ChimeraSettings(Settings):
 
     Attributes:
         nodes: drafted nodes of the tree, the root not counted.
-        depth: deepest level; 0 for as deep as the heads go.
-        dynamic: grow the tree by confidence at every step, instead of a static one.
-        beam: nodes that a dynamic tree expands a level, and children of each.
-        vocab: frequent tokens that the shared LM head is cut to; 0 for all. Heads of a checkpoint's
-            own score the whole vocabulary.
+        depth: deepest level; 0 for the number of heads.
+        dynamic: grow the tree by confidence at every step, instead of using a static one.
+        beam: nodes that a dynamic tree expands in each level, and children of each.
+        vocab: most frequent tokens that the shared LM head is reduced to; 0 for all. A checkpoint's
+            own LM heads score the whole vocabulary.
     """
 
     nodes: int = 26
@@ -60,49 +54,28 @@ class ChimeraSettings(Settings):
         }
 
 
-class Chimera(TreeDecoder):
+class Chimera(DraftModelDecoder[ChimeraModel]):
     """The paper's method: trigram encoder, full-context encoder, residual heads."""
 
     name: ClassVar[str] = "chimera"
     lossless: ClassVar[bool] = True
     on_device: ClassVar[bool] = True
-    takes_checkpoint: ClassVar[bool] = True
     settings_type: ClassVar[type[Settings]] = ChimeraSettings
-
-    @classmethod
-    def unavailable(cls, target: TargetInfo, settings: Settings) -> str | None:
-        if settings.checkpoint or shipped(WEIGHTS, cls.name, target.name):
-            return None
-        return (
-            f"no weights for {target.name}; run python -m chimera.distill --model {target.name} "
-            f"and python -m chimera.train --model {target.name} --method {cls.name}, then pass "
-            f"--checkpoint {cls.name}=trained/{cls.name}-0.safetensors"
-        )
-
-    @classmethod
-    def weights_sha256(cls, target: TargetInfo, settings: Settings) -> str | None:
-        path = cls._locate(target.name, settings.checkpoint)
-        return digest(published.files(path) if path.is_dir() else [path])
-
-    @classmethod
-    def _locate(cls, target: str, checkpoint: str | None) -> Path:
-        """A file of ours, shipped or given, or the folder of a published checkpoint."""
-        path = published.locate(checkpoint) if checkpoint else shipped(WEIGHTS, cls.name, target)
-        if path is None:
-            raise CheckpointError(f"no weights of {cls.name} for {target}")
-        return path
+    trained_as: ClassVar[str] = "chimera"
+    package: ClassVar[str] = "chimera.weights"
+    layouts: ClassVar[PublishedLayouts] = published
+    paper_tree: ClassVar[Sequence[int]] = (4, 8, 8, 3, 2)  # 25 nodes
+    draft_model = ChimeraModel
 
     def __init__(self, target: TargetModel, settings: ChimeraSettings) -> None:
         super().__init__(target, settings)
-        model, card, vocabulary = self._load(target, settings.checkpoint)
+        model, vocabulary, tree = self.load_draft(target, settings)
         config = model.config
-        model.to(target.device, target.dtype).requires_grad_(False).eval()
-        self.draft_parameters = sum(p.numel() for p in model.parameters())
         target.tap(*config.taps)
         self._taps = config.taps
         kept = None if config.own_heads else settings.vocab or None
         depth = min(settings.depth or config.depth, config.depth)
-        # Nodes that are expanded lie in the draft's cache behind the committed positions.
+        # Expanded nodes are kept in the draft's cache after the committed positions.
         spare = 1 + depth * max(settings.beam, settings.nodes)
         self._drafter = Drafter(model, target, vocabulary[:kept], spare)
         self.width = settings.nodes + 1
@@ -111,38 +84,17 @@ class Chimera(TreeDecoder):
         if settings.dynamic:
             self._grower = ConfidentGrower(settings.nodes, depth, settings.beam, target)
         else:
-            paths, self.tree_sha256 = static_trees.resolve(
-                settings.tree, card.get("tree"), PAPER_TREE, settings.nodes, depth
-            )
+            paths = self.static_tree(settings, tree, settings.nodes, depth)
             self._grower = StaticGrower(paths, target.device)
         self._recent = torch.zeros(3, dtype=torch.long, device=target.device)  # newest last
         self._draft, self._follow = target.capture(self._tree), target.capture(self._observe)
         self._slide = target.fuse(self._slid)
 
-    def _load(
-        self, target: TargetModel, checkpoint: str | None
-    ) -> tuple[ChimeraModel, dict[str, object], Tensor]:
-        """(draft model, card, draft vocabulary int64 [V']) of the shipped weights, of a file of
-        ours or of a published checkpoint."""
-        if checkpoint == RANDOM:
-            shape = self._random_shape(target)
-            model, self.checkpoint_sha256 = published.random(shape, target.device, target.dtype)
-            return model, {}, torch.arange(target.vocab_size)
-        path = self._locate(target.name, checkpoint)
-        if path.is_dir():
-            model, self.checkpoint_sha256 = published.load(path, target.config)
-            return model, {}, torch.arange(target.vocab_size)
-        saved = read_draft(path)
-        self.checkpoint_sha256 = saved.sha256
-        config = ChimeraConfig(**{**saved.config, "taps": tuple(saved.config["taps"])})
-        if config.hidden_size != target.hidden_size:
-            raise CheckpointError(f"{path.name} is for {config.hidden_size} hidden dimensions")
-        model = ChimeraModel(config)
-        load_state(model, saved, path.name)
-        return model, saved.card, saved.vocabulary
+    def load_published(self, target: TargetModel, location: Path) -> tuple[ChimeraModel, str]:
+        return published.load(location, target.config)
 
-    def _random_shape(self, target: TargetModel) -> ChimeraConfig:
-        return published.shape(target.config)
+    def random_draft(self, target: TargetModel) -> tuple[ChimeraModel, str]:
+        return published.random(published.shape(target.config), target.device, target.dtype)
 
     def draft_bytes(self) -> int:
         return self._drafter.weight_bytes(self._grower.depth)
@@ -168,18 +120,19 @@ class Chimera(TreeDecoder):
         self._recent.copy_(self._slide(tree.tokens, path, accepted, verdict.bonus.view(1)))
 
     def _slid(self, tokens: Tensor, path: Tensor, accepted: Tensor, bonus: Tensor) -> Tensor:
-        """The newest tokens: the bonus token, the path's last and the one before that, which comes
-        before the root where nothing was accepted."""
+        """The three newest tokens: the path's last two and the bonus token. If nothing was
+        accepted, the path's last is the root and the one before it comes from `_recent`."""
         parent = tokens[path[(accepted - 1).clamp(min=0)]]
         before = torch.where(accepted > 0, parent, self._recent[1])
         return torch.cat((before, tokens[path[accepted]], bonus))
 
 
 class ChimeraPlus(Chimera):
-    """Ours: the context also reads two inner layers, and h_t enters the query."""
+    """Our extension: the context also reads two inner layers, and h_t enters the query."""
 
     name: ClassVar[str] = "chimera_plus"
+    trained_as: ClassVar[str] = "chimera_plus"
 
-    def _random_shape(self, target: TargetModel) -> ChimeraConfig:
+    def random_draft(self, target: TargetModel) -> tuple[ChimeraModel, str]:
         shape = TargetInfo(target.name, target.hidden_size, target.vocab_size, target.layers)
-        return chimera_plus_config(shape)
+        return published.random(chimera_plus_config(shape), target.device, target.dtype)

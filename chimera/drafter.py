@@ -1,4 +1,4 @@
-"""Chimera's draft model at work: its KV cache and the growth of a token tree, level by level."""
+"""Drafting with Chimera's model: its KV cache, and token trees grown level by level."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from chimera.model import Chimera
 class Drafter:
     """The draft model, bound to a target's embeddings and LM head.
 
-    Row i of the draft's cache is position i: the first `target.length` rows hold what the target's
-    true states give, the rows behind them the encoder's own outputs for the tree being drafted.
+    Row i of the draft's cache is position i: the first `target.length` rows come from the target's
+    true states, the rows after them from the encoder's own outputs in the tree being drafted.
     Everything but `start` is a function of tensors, so that engines can capture it.
     """
 
     def __init__(self, model: Chimera, target: TargetModel, vocabulary: Tensor, spare: int) -> None:
-        """`vocabulary` int64 [V'] are the target's ids that are drafted; at most `spare` nodes of
-        a tree are expanded."""
+        """`vocabulary` int64 [V'] holds the target's ids that can be drafted; at most `spare` nodes
+        of a tree are expanded."""
         self.model = model
         self._target = target
         self._embeddings = target.embeddings()
@@ -39,7 +39,7 @@ class Drafter:
             self._head = target.head().weight[self._vocabulary].contiguous()
         self._spare = spare
         self._rows = torch.empty(0)  # keys and values, [2, H, rows, D]
-        self._drafted = 0  # rows behind the true ones
+        self._drafted = 0  # rows after the true ones
         size, options = model.config.hidden_size, {"dtype": target.dtype, "device": target.device}
         self._state = torch.zeros(1, size, **options)  # type: ignore[call-overload]
         self._pull = torch.zeros_like(self._state) if model.config.query_state else None
@@ -52,7 +52,7 @@ class Drafter:
         self._spread = target.fuse(self._children)
 
     def start(self, hidden: Tensor, taps: list[Tensor]) -> None:
-        """Forget the sequence before; a new one has true states [n, d]."""
+        """Start a new sequence, with true states [n, d]."""
         config = self.model.config
         rows = self._target.cache.capacity + self._spare
         if self._rows.dim() < 4 or self._rows.shape[2] < rows:
@@ -71,9 +71,9 @@ class Drafter:
         Args:
             hidden: [w, d], of a tree's nodes.
             taps: of each [w, d].
-            path: int64 [n], nodes from the root down. Those behind the accepted ones are not true;
-                what is written of them is overwritten by the next draft.
-            accepted: int64 [1], true ones below the root.
+            path: int64 [n], nodes from the root down. Those after the accepted ones are invalid;
+                their rows are overwritten by the next draft.
+            accepted: int64 [1], the number of accepted nodes below the root.
         """
         read = self._read if self._fused is None else self._fused.remember
         read(hidden, taps, path, accepted, self._rows)
@@ -86,14 +86,14 @@ class Drafter:
         last: bool = False,
         embedded: Tensor | None = None,
     ) -> Tensor:
-        """Draft behind n nodes of depth `level - 1` of the tree.
+        """Draft the children of n nodes at depth `level - 1` of the tree.
 
         Args:
             trigrams: int64 [n, 3], the nodes' tokens, each with the two before it.
             level: depth of what is drafted, from 1.
             visible: bool [n, drafted rows + n]: the rows of the nodes' ancestors and their own.
-            last: no deeper level follows, so that none needs this one's rows.
-            embedded: [n, 3d], what `sprout` gave with the trigrams.
+            last: no deeper level follows, so that this level's rows are not needed.
+            embedded: [n, 3d], as `sprout` returned it with the trigrams.
 
         Returns:
             logits [n, V'].
@@ -104,7 +104,7 @@ class Drafter:
             found = self._fused.level(x, level, visible, last, self._drafted, self._rows)
             self._drafted += n
             return found
-        if not context:  # itself alone
+        if not context:  # a node sees only itself
             own = torch.eye(n, dtype=torch.bool, device=visible.device)
             visible = F.pad(own, (self._drafted, 0))
         length = self._target.length
@@ -128,10 +128,10 @@ class Drafter:
     def sprout(
         self, above: Tensor, best: Tensor, level: StaticLevel
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(trigrams [m, 3] of a level's nodes, those [k, 3] of its nodes that are expanded next,
-        and their embeddings [k, 3d] where `expand` wants them).
+        """(trigrams [m, 3] of a level's nodes, those [k, 3] of the nodes to be expanded next, and
+        the latter's embeddings [k, 3d] if `expand` reads them).
 
-        above: int64 [n, 3], the nodes that were expanded; best: int64 [n, ranks], their drafts.
+        above: int64 [n, 3], the expanded nodes; best: int64 [n, ranks], their drafts.
         """
         given = (above, best, level.parent, level.rank)
         if self._fused is None:
@@ -140,13 +140,13 @@ class Drafter:
         return ops.sprout(*given, *shape, self._vocabulary, *self._fused.embeddings)
 
     def rewind(self) -> None:
-        """Forget the tree that was drafted."""
+        """Discard the drafted tree."""
         self._drafted = 0
 
     def weight_bytes(self, levels: int) -> int:
         """Bytes of weights that drafting `levels` levels reads: each level reads the trigram
-        encoder, the layer, its head and the LM head's rows; what is committed reads the taps' and
-        h_t's matrices and the keys' and values' once."""
+        encoder, the layer, its head and the LM head's rows; the committed positions of a step read
+        the matrices of the taps, of h_t and of keys and values once."""
         model, encoder = self.model, self.model.encoder
         apart = _nbytes(encoder.from_taps) + _nbytes(encoder.from_state)
         once = apart + _nbytes(encoder.kv_proj)
@@ -196,14 +196,14 @@ class Drafter:
     def _recall(
         self, hidden: Tensor, taps: list[Tensor], path: Tensor, accepted: Tensor, into: Tensor
     ) -> None:
-        """As `remember` says."""
+        """See `remember`."""
         first = self._target.length - accepted - 1
         rows = first + torch.arange(len(path), device=path.device)
         self._context(hidden[path], [tap[path] for tap in taps], rows, into)
         self._keep(hidden[path[accepted]])
 
     def _keep(self, h: Tensor) -> None:
-        """h_t, [1, d], is known."""
+        """Store h_t, [1, d], and what it adds to the queries."""
         self._state.copy_(h)
         pull = self.model.encoder.pull(h)
         if self._pull is not None and pull is not None:
@@ -227,17 +227,17 @@ def _write(into: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:
 
 
 class Grower(ABC):
-    """How a tree grows from its root.
+    """How a tree is grown from its root.
 
     Attributes:
-        depth: levels that it drafts.
+        depth: number of drafted levels.
     """
 
     depth: int
 
     @abstractmethod
     def grow(self, drafter: Drafter, recent: Tensor) -> TokenTree:
-        """The tree behind `recent`, int64 [3]: the newest token last, which is the root."""
+        """The tree after `recent`, int64 [3]; its last token, the newest, is the root."""
 
 
 @dataclass(frozen=True)
@@ -245,12 +245,12 @@ class StaticLevel:
     """One level of a static tree.
 
     Attributes:
-        visible: bool [n, rows + n], what the n expanded nodes above it see of the drafted rows.
-        parent: int64 [m], for each node its parent's place among those n.
-        rank: int64 [m], and its rank.
-        inner: int64 [k], which of the m are expanded next.
-        place: int64 [m], for each node its place among those k, or -1.
-        ranks: how many ranks are needed.
+        visible: bool [n, rows + n], the drafted rows that the n expanded nodes above attend to.
+        parent: int64 [m], the index of each node's parent among those n.
+        rank: int64 [m], the rank of each node.
+        inner: int64 [k], which of the m nodes are expanded next.
+        place: int64 [m], the index of each node among those k, or -1.
+        ranks: number of ranks needed.
     """
 
     visible: Tensor
@@ -303,14 +303,14 @@ class StaticGrower(Grower):
         return TokenTree(torch.cat(trigrams)[:, 2], self.topology)
 
 
-# Nodes that may be drafted, m of a level: trigrams [m, 3], parents' numbers [m], log-probabilities
-# of their paths [m].
+# The m candidate nodes of a level: trigrams [m, 3], parents' numbers [m], log-probabilities of
+# their paths [m].
 _Candidates: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 class ConfidentGrower(Grower):
-    """A tree of the likeliest paths: every level expands the `beam` best nodes of the one before,
-    and the `nodes` best of all candidates stay (EAGLE-2, arXiv 2406.16858, section 4)."""
+    """A tree of the likeliest paths: each level expands the `beam` best nodes of the level above,
+    and the `nodes` best of all candidates are kept (EAGLE-2, arXiv 2406.16858, section 4)."""
 
     def __init__(self, nodes: int, depth: int, beam: int, target: TargetModel) -> None:
         self._nodes, self.depth, self._beam = nodes, depth, beam
@@ -358,13 +358,13 @@ class ConfidentGrower(Grower):
         """(trigrams, path scores, numbers, visible rows) of the level's `kept` candidates, int64
         [beam]; `count` candidates came before this level's."""
         trigrams, _, scores = found
-        # A child sees what its parent saw, its parent's row among it, and itself.
+        # A child sees the rows that its parent saw, which include the parent's own, and itself.
         seen = visible[kept // self._beam]
         return trigrams[kept], scores[kept], kept + count, torch.cat((seen, self._alone), dim=1)
 
     def _best(self, parents: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """(the best candidates in their order, the tree's parents with the root first): a path
-        never scores above its own start, and among equals the earlier, so that parents stay."""
+        """(the best candidates in order, the tree's parents with the root first). A path never
+        scores above its prefix, and the earlier of equal scores wins, so that parents are kept."""
         order = torch.arange(len(scores), device=scores.device)
         earlier = order[None] < order[:, None]
         better = (scores[None] > scores[:, None]) | ((scores[None] == scores[:, None]) & earlier)

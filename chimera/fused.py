@@ -1,9 +1,9 @@
-"""Chimera's draft model in few kernels, for engines that have their own.
+"""Chimera's draft model in few kernels, for engines with custom kernels.
 
-The equations are `chimera.model`'s, through `bench.decoding.ops`. Two things are regrouped: x^ is
-the encoder's output before its standardisation is taken back, o = scale x^ + mean, so that what
-standardises o again reads x^; and what h_t adds to every head and query of a draft,
-W_k [h_t; .] + b and W_h h_t, is computed once a step.
+The equations are those of `chimera.model`, computed with `bench.decoding.engines.ops`. Two things
+are regrouped: x^ is the encoder's output before its standardisation is inverted, with
+o = scale x^ + mean, so that modules that standardise o again read x^; and what h_t adds to every
+head and query of a draft, W_k [h_t; .] + b and W_h h_t, is computed once per step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from chimera.model import Chimera
 
 
 def fits(model: Chimera, target: TargetModel) -> bool:
-    """Whether the engine fuses products and the model has the usual form or the published one."""
+    """Whether the engine fuses matmuls with their neighbours, and the model has the form that this
+    module computes: that of trained drafts, or of published ones."""
     config = model.config
     if not (target.fuses and config.trigram and config.context and config.head_state):
         return False
@@ -31,8 +32,8 @@ def fits(model: Chimera, target: TargetModel) -> bool:
 
 
 class FusedDraft:
-    """One draft model, bound to a target's embeddings and a draft vocabulary's LM head [V', d];
-    None where the heads are the checkpoint's own."""
+    """A draft model, bound to a target's embeddings and to the LM head [V', d] of a draft
+    vocabulary; None where the checkpoint has its own LM heads."""
 
     def __init__(self, model: Chimera, target: TargetModel, head: Tensor | None) -> None:
         encoder, config = model.encoder, model.config
@@ -53,7 +54,7 @@ class FusedDraft:
         self._pair = target.fuse(self._paired)
 
     def _divide(self, heads: list[nn.Linear]) -> None:
-        """The heads by what they read: o, or h_t as the query's part does."""
+        """Split each head's matrix by input: o, or h_t. The query's matrix joins the latter."""
         d, from_state = self._model.config.hidden_size, self._model.encoder.from_state
         self._heads = [head.weight[:, d:].contiguous() for head in heads]
         self._h_matrix = torch.cat([head.weight[:, :d] for head in heads])
@@ -71,11 +72,11 @@ class FusedDraft:
         self._tables = cos.squeeze(-2).contiguous(), sin.squeeze(-2).contiguous()
 
     def state(self, h: Tensor) -> None:
-        """h_t, [1, d], is known."""
+        """Store what h_t, [1, d], adds."""
         self._keep(self._seen(h))
 
     def _keep(self, h: Tensor) -> None:
-        """What draws on h_t, as the heads see it."""
+        """Compute what depends on h_t, [1, d], as the heads read it."""
         if self._head is not None:
             h = ops.linear(h, self._h_matrix, residual=self._h_bias)
         self._from_h.copy_(h.view_as(self._from_h))
@@ -83,13 +84,13 @@ class FusedDraft:
     def remember(
         self, hidden: Tensor, taps: list[Tensor], path: Tensor, accepted: Tensor, into: Tensor
     ) -> None:
-        """As `Drafter.remember` says; keys and values into [2, H, rows, D]."""
+        """See `Drafter.remember`; keys and values are written into [2, H, rows, D]."""
         encoder = self._model.encoder
         c, tapped, h, first = self._before(hidden, taps, path, accepted)
         if encoder.from_taps is not None and tapped is not None:
             c = ops.linear(tapped, encoder.from_taps.weight, residual=c)
         kv = ops.linear(c, encoder.kv_proj.weight)
-        ops.place(kv, 0, into[0], into[1], *self._tables, first, 0, 0, consecutive=True)
+        ops.rotate_rows(kv, 0, into[0], into[1], *self._tables, first, 0, 0, consecutive=True)
         self._keep(h)
 
     def embed(self, trigrams: Tensor) -> Tensor:
@@ -99,15 +100,15 @@ class FusedDraft:
     def level(
         self, x: Tensor, level: int, visible: Tensor, last: bool, drafted: int, rows: Tensor
     ) -> Tensor:
-        """logits [n, V'] behind n nodes with embeddings x [n, 3d], as `Drafter.expand` says;
-        `drafted` rows lie behind the true ones of [2, H, rows, D]."""
+        """logits [n, V'] for n nodes with embeddings x [n, 3d]; see `Drafter.expand`. `drafted`
+        rows follow the true ones in [2, H, rows, D]."""
         model, encoder, eps = self._model, self._model.encoder, self._model.config.eps
         keys, values = rows[0], rows[1]
         place = (keys, values, *self._tables, self._length, level - 1, drafted)
         residual = model.trigram.residual
         x = ops.linear(x, residual.weight, bias=residual.bias, silu=True, residual=x)
         u = ops.linear(x, model.trigram.projection.weight, residual=self._pull)
-        q = ops.place(
+        q = ops.rotate_rows(
             ops.linear(u, self._qkv, encoder.query_norm.weight, eps), encoder.heads, *place
         )
         attended = ops.attend(q, keys, values, self._length, visible).flatten(1)
@@ -116,9 +117,9 @@ class FusedDraft:
         x = ops.linear(inner, encoder.down.weight, residual=x)
         if encoder.out_norm is not None:
             _, x = ops.add_norm(x, None, encoder.out_norm.weight, eps)  # x^
-        if not last:  # its row as deeper levels see it
+        if not last:  # its row, for deeper levels
             kv = ops.linear(x, encoder.kv_proj.weight, encoder.context_norm.weight, eps)
-            ops.place(kv, 0, *place)
+            ops.rotate_rows(kv, 0, *place)
         norm, head = encoder.state_norm, self._heads[level - 1]
         if self._head is None:  # logits = W_k [h_t; o]
             return ops.linear(self._pair(self._from_h, x), head)
@@ -135,14 +136,14 @@ class FusedDraft:
     def _normed(
         self, hidden: Tensor, taps: list[Tensor], path: Tensor, accepted: Tensor
     ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """(the path's normed states, its taps side by side, h_t, the first's position)."""
+        """(the path's normed states, its taps concatenated, h_t, the position of the first)."""
         encoder = self._model.encoder
         tapped = encoder.tapped([tap[path] for tap in taps])
         h = self._seen(hidden[path[accepted]])
         return encoder.own_context(hidden[path]), tapped, h, self._length - accepted - 1
 
     def _seen(self, h: Tensor) -> Tensor:
-        """h_t [1, d] as the heads see it."""
+        """h_t [1, d] as the heads read it."""
         if self._head is None:
             return h
         seen: Tensor = self._model.encoder.state_norm(h)

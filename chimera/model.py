@@ -9,16 +9,20 @@ norm at position i, d the hidden size, V the vocabulary, V' the draft vocabulary
     z_j = o_j + SiLU(W_k [h_t; o_j]),  k = j - t                                residual head k
     q(x_{j+1}) = softmax(LM head z_j)
 
-t is the newest position whose h is known; o_j estimates h_j where the target has not been yet.
+t is the newest position whose h is known; o_j estimates h_j at later positions.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bench.decoding.drafts.trainable import Draft
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -38,9 +42,9 @@ class ChimeraConfig:
         eps: of the RMS norms.
         trigram: False repeats the newest token's embedding instead (ablation: unigram).
         context: False hides everything but the query itself (ablation: no full context).
-        head_state: False shows the heads o instead of h_t (ablation: heads read o only).
-        out_norm: whether the encoder's output is normed (the published checkpoints' is not).
-        own_heads: size V of heads that give logits themselves, as the published checkpoints' do:
+        head_state: False gives the heads o instead of h_t (ablation: heads read o only).
+        out_norm: whether the encoder's output is normed (in published checkpoints it is not).
+        own_heads: size V of heads that compute logits themselves, as in published checkpoints:
             W_k [h_t; o], or W_k o without `head_state`; 0 for residual heads.
     """
 
@@ -60,7 +64,9 @@ class ChimeraConfig:
 
     def __post_init__(self) -> None:
         if self.hidden_size % (2 * self.heads):
-            raise ValueError(f"{self.hidden_size} dimensions do not split over {self.heads} heads")
+            raise ValueError(
+                f"hidden size {self.hidden_size} does not split into {self.heads} even heads"
+            )
 
     def to_dict(self) -> dict[str, object]:
         return {**asdict(self), "taps": list(self.taps)}
@@ -69,8 +75,8 @@ class ChimeraConfig:
 class Standardise(nn.Module):
     """(x - mean) / scale per dimension, measured once before training.
 
-    A third of the energy of h and almost half of that of e is a common mean (its removal trains
-    faster); `inverse` takes an estimate of h back.
+    A third of the energy of h and almost half of that of e is a common mean; removing it speeds up
+    training. `inverse` maps an estimate back to the scale of h.
     """
 
     mean: Tensor
@@ -116,10 +122,10 @@ class TrigramEncoder(nn.Module):
 
 
 class FullContextEncoder(nn.Module):
-    """Long range: one decoder layer over the target's own states, at the cost of one layer.
+    """Long range: one decoder layer over the target's own states.
 
-    Keys and values are linear in normed states alone, so those of verified positions are computed
-    once and cached.
+    Keys and values are linear in normed states, so those of verified positions are computed once
+    and cached.
     """
 
     def __init__(self, config: ChimeraConfig) -> None:
@@ -149,7 +155,7 @@ class FullContextEncoder(nn.Module):
         return c if self.from_taps is None else c + self.from_taps(tapped)
 
     def tapped(self, taps: list[Tensor]) -> Tensor | None:
-        """The inner layers' states [..., d], normed, side by side; None where none are read."""
+        """The inner layers' states [..., d], normed and concatenated; None if none are read."""
         if self.from_taps is None:
             return None
         normed = [
@@ -159,13 +165,13 @@ class FullContextEncoder(nn.Module):
         return torch.cat(normed, dim=-1)
 
     def own_context(self, o: Tensor) -> Tensor:
-        """c of a drafted position, [..., d], from the encoder's own output there; of a verified
-        one the part of h."""
+        """c of a drafted position, [..., d], from the encoder's own output o; for a verified
+        position, the part of c that comes from h."""
         c: Tensor = self.context_norm(self.state_norm(o))
         return c
 
     def pull(self, h: Tensor) -> Tensor | None:
-        """What h_t adds to every query of a draft, [..., d]; None where it adds nothing."""
+        """What h_t adds to every query of a draft, [..., d]; None without `query_state`."""
         if self.from_state is None:
             return None
         added: Tensor = self.from_state(self.state_norm(h))
@@ -209,7 +215,7 @@ def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
 
 
 class ResidualHeads(nn.Module):
-    """One head a depth: what h_t and the estimate o together say beyond o."""
+    """One head for each depth, which adds a function of h_t and the estimate o to o."""
 
     def __init__(self, config: ChimeraConfig) -> None:
         super().__init__()
@@ -225,7 +231,7 @@ class ResidualHeads(nn.Module):
 
     def forward(self, h: Tensor, o: Tensor, depth: int) -> Tensor:
         """z [..., d] of drafts at `depth` (from 1), from h_t and o, each [..., d]; logits [..., V]
-        where the heads are the checkpoint's own."""
+        with `own_heads`."""
         head = self.heads[depth - 1]
         if self._own:
             logits: Tensor = head(torch.cat((h, o), dim=-1) if self._reads_state else o)
@@ -236,8 +242,10 @@ class ResidualHeads(nn.Module):
         return z
 
 
-class Chimera(nn.Module):
-    """The trainable part; embeddings and LM head stay the target's and frozen."""
+class Chimera(Draft):
+    """The draft model; embeddings and LM head are the target's, frozen."""
+
+    config: ChimeraConfig
 
     def __init__(self, config: ChimeraConfig) -> None:
         super().__init__()
@@ -246,9 +254,17 @@ class Chimera(nn.Module):
         self.encoder = FullContextEncoder(config)
         self.heads = ResidualHeads(config)
 
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Chimera:
+        return cls(ChimeraConfig(**{**config, "taps": tuple(config["taps"])}))
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        return self.config.taps
+
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
-        """Start as 'o is g, attended': residual additions at zero, a quiet output norm."""
+        """Matrices that add to a residual stream are zero, and the output norm is small."""
         generator = torch.Generator().manual_seed(seed)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -268,7 +284,7 @@ class Chimera(nn.Module):
 
     @torch.no_grad()
     def standardise(self, embeddings: Tensor, hidden: Tensor, taps: list[Tensor]) -> None:
-        """Measure mean and deviation; each [n, d] of response positions."""
+        """Measure mean and deviation over answer positions; each input is [n, d]."""
         encoder = self.encoder
         pairs = [(self.trigram.norm, embeddings), *zip(encoder.tap_norms, taps, strict=True)]
         pairs += [(encoder.state_norm, hidden), (self.heads.state_norm, hidden)]
@@ -284,9 +300,9 @@ class Chimera(nn.Module):
         taps: list[Tensor],
         anchors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Draft `depth` levels behind every anchor along the true tokens (teacher forcing).
+        """Draft `depth` levels from every anchor along the true tokens (teacher forcing).
 
-        The encoder reads its own outputs of earlier levels as it will when drafting.
+        The encoder reads its own outputs of earlier levels, as when drafting.
 
         Args:
             embeddings: [B, T, d] of the tokens.

@@ -1,14 +1,15 @@
 """Chimera's published checkpoints (https://github.com/kafkayu/Chimera).
 
-Two layouts are known, told apart by the decoder layer's file:
+Two layouts are known, distinguished by the file of the decoder layer:
 
     trimlp.pt         0.linear.weight [3d, 3d], 0.linear.bias [3d], 1.weight [d, 3d]
-    fast_layer1.pt    one LlamaDecoderLayer behind `0.`
+    fast_layer1.pt    one LlamaDecoderLayer with the prefix `0.`
     chimera_head.pt   {i}.0.weight [V, 2d], of [h_t ; o]
 
 and an older one with fast_layer0.pt and heads [V, d] of o alone. Both are Chimera without
-standardised inputs and without a norm behind the encoder, whose heads give logits themselves.
-The number of heads is the file's. A folder with both layers holds another draft, and is refused.
+standardised inputs and without a norm after the encoder; the heads compute logits themselves. The
+number of heads is taken from the file. A folder with both layers holds another draft and is
+refused.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 from bench.decoding.drafts import checkpoint
 from bench.decoding.drafts.checkpoint import CheckpointError
 from bench.decoding.drafts.weights import randomise
+from bench.files import sha256_of_files
 from chimera.model import Chimera, ChimeraConfig, Standardise
 
 TRIGRAM, HEADS = "trimlp.pt", "chimera_head.pt"
@@ -30,20 +32,25 @@ LAYER, OLDER_LAYER = "fast_layer1.pt", "fast_layer0.pt"
 FILES = (TRIGRAM, LAYER, OLDER_LAYER, HEADS)
 KNOWN = (
     f"known layouts: {TRIGRAM} (0.linear.weight, 0.linear.bias, 1.weight), {LAYER} (one "
-    f"LlamaDecoderLayer behind '0.') and {HEADS} ({{i}}.0.weight [V, 2d]), or the same with "
-    f"{OLDER_LAYER} and heads [V, d]"
+    f"LlamaDecoderLayer with the prefix '0.') and {HEADS} ({{i}}.0.weight [V, 2d]), or the same "
+    f"with {OLDER_LAYER} and heads [V, d]"
 )
 FREQUENCIES = "0.self_attn.rotary_emb.inv_freq"  # of the target's config; old versions saved it
 
 
 def locate(text: str) -> Path:
-    """Where the checkpoint lies: a folder, else a hub id, of which the known files are fetched.
-    CheckpointError where it is neither."""
+    """The checkpoint's folder, or that of a hub id, whose known files are fetched. CheckpointError
+    where `text` is neither."""
     return checkpoint.locate(text, FILES)
 
 
+def recognises(location: Path) -> bool:
+    """Whether it is a folder: files are written by training."""
+    return location.is_dir()
+
+
 def files(location: Path) -> list[Path]:
-    """Those with weights. CheckpointError where the folder is no checkpoint."""
+    """The files with weights. CheckpointError where the folder is not a checkpoint."""
     return [location / name for name in (TRIGRAM, _layout(location)[0], HEADS)]
 
 
@@ -54,7 +61,7 @@ def load(location: Path, config: Any) -> tuple[Chimera, str]:
         location: a folder.
         config: the target's transformers config: shape, rotary base and eps come from it.
 
-    Raises CheckpointError, one line that tells what was found and what is known.
+    Raises CheckpointError, one line that names what was found and the known layouts.
     """
     try:
         layer, older = _layout(location)
@@ -72,11 +79,12 @@ def load(location: Path, config: Any) -> tuple[Chimera, str]:
         chimera = Chimera(found)
     state = _renamed(trigram, encoder, heads) | _identities(chimera)
     chimera.load_state_dict(state, assign=True)
-    return chimera.requires_grad_(False).eval(), checkpoint.digest(files(location))
+    return chimera.requires_grad_(False).eval(), sha256_of_files(files(location))
 
 
 def random(config: ChimeraConfig, device: torch.device, dtype: torch.dtype) -> tuple[Chimera, str]:
-    """A draft of that shape with random weights, for its cost, and a sha256 that stands for it."""
+    """A draft of that shape with random weights, to measure its cost, and a sha256 that identifies
+    it."""
     with torch.device("meta"):
         chimera = Chimera(config)
     return chimera, randomise(chimera, device, dtype)
@@ -88,26 +96,26 @@ def _layout(location: Path) -> tuple[str, bool]:
     layers = [name for name in (LAYER, OLDER_LAYER) if name in found]
     if len(layers) != 1 or not {TRIGRAM, HEADS} <= set(found):
         raise CheckpointError(
-            f"{location.name} is no Chimera checkpoint of one decoder layer: "
+            f"{location.name} is not a Chimera checkpoint with one decoder layer: "
             f"found {checkpoint.some(found)}"
         )
     return layers[0], layers[0] == OLDER_LAYER
 
 
 def _shape(config: Any, heads: dict[str, Tensor], older: bool) -> ChimeraConfig:
-    """What the files and the target make. CheckpointError where the target is no plain Llama."""
+    """The draft's settings. CheckpointError where the target is not a plain Llama."""
     attention = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or attention
     if groups != attention:
         raise CheckpointError(
             f"the target has {groups} key-value heads for {attention} attention heads, "
-            "and published drafts are known for multi-head attention alone"
+            "and published drafts are known for multi-head attention only"
         )
     rope = getattr(config, "rope_parameters", None) or {}
     activation = getattr(config, "hidden_act", None)
     if rope.get("rope_type") != "default" or activation != "silu":
         raise CheckpointError(
-            f"the target's layers are no plain Llama layers (positions {rope.get('rope_type')}, "
+            f"the target's layers are not plain Llama layers (positions {rope.get('rope_type')}, "
             f"activation {activation})"
         )
     depth = checkpoint.numbers(HEADS, heads, r"([0-9]{1,4})\..*")
@@ -117,7 +125,7 @@ def _shape(config: Any, heads: dict[str, Tensor], older: bool) -> ChimeraConfig:
 
 
 def shape(config: Any, depth: int = DEPTH, older: bool = False) -> ChimeraConfig:
-    """The published draft's, for a target's transformers config."""
+    """The published draft's settings for a target's transformers config."""
     rope = getattr(config, "rope_parameters", None) or {}
     return ChimeraConfig(
         hidden_size=config.hidden_size,
@@ -153,7 +161,7 @@ def _layer_shapes(d: int, ffn: int) -> dict[str, tuple[int, ...]]:
 def _renamed(
     trigram: dict[str, Tensor], encoder: dict[str, Tensor], heads: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Our names. One norm of the layer's input serves context and query alike."""
+    """By our names. The layer's one input norm is used for context and query."""
     layer = {name.removeprefix("0."): tensor for name, tensor in encoder.items()}
     q, k, v, o = (layer[f"self_attn.{x}_proj.weight"] for x in "qkvo")
     gate, up, down = (layer[f"mlp.{x}_proj.weight"] for x in ("gate", "up", "down"))
@@ -174,7 +182,7 @@ def _renamed(
 
 
 def _identities(chimera: Chimera) -> dict[str, Tensor]:
-    """The buffers of every `Standardise`: published drafts read states as they are."""
+    """Identity buffers for every `Standardise`: published drafts do not standardise."""
     size = chimera.config.hidden_size
     return {
         f"{module}.{name}": buffer

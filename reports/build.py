@@ -6,15 +6,14 @@ python -m reports.build results/<run> [...] [--out reports/index.html]
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 
 import pandas as pd
 
+from bench import files
 from bench.errors import UsageError
 from bench.records import costs as cost_records
 from bench.records import journal
@@ -124,14 +123,9 @@ def write(out: Path, text: str, flag: str = "--out") -> None:
     where it cannot be written."""
     if out.is_dir():
         raise UsageError(f"cannot write {out}: it is a folder; choose another {flag}")
-    draft = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
-        draft.replace(out)
+        files.write_text(out, text, errors="backslashreplace")
     except OSError as error:
-        with suppress(OSError):
-            draft.unlink()
         raise UsageError(f"cannot write {out} ({error.strerror}); choose another {flag}") from None
 
 

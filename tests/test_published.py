@@ -206,7 +206,7 @@ def test_shared_heads_are_exact(state: dict[str, Tensor], said: str, tmp_path: P
 def test_heads_of_another_target_are_refused(tmp_path: Path) -> None:
     folder = with_own_heads(tmp_path)
     said = complaint(lambda: published.load(folder, 2 * D, V))
-    assert f"0.0.linear.bias of [{D}] where [{2 * D}] is due" in said
+    assert f"0.0.linear.bias of [{D}] where [{2 * D}] is expected" in said
     assert f"[{V}, {D}] where [{2 * V}, {D}]" in complaint(lambda: published.load(folder, D, 2 * V))
 
 
@@ -231,12 +231,12 @@ def test_a_model_without_heads_is_refused(tmp_path: Path) -> None:
     ("index", "said"),
     [
         ({"weight_map": {"lm_head.weight": SHARDS[0]}}, "lists no medusa_head.*"),
-        ({"weight_map": {"medusa_head.0.1.weight": "../secret.bin"}}, "no file beside it"),
-        ({"weight_map": {"medusa_head.0.1.weight": "*.safetensors"}}, "no file beside it"),
-        ({"weight_map": {"medusa_head.0.1.weight": "run.py"}}, "no file beside it"),
+        ({"weight_map": {"medusa_head.0.1.weight": "../secret.bin"}}, "not a file of its folder"),
+        ({"weight_map": {"medusa_head.0.1.weight": "*.safetensors"}}, "not a file of its folder"),
+        ({"weight_map": {"medusa_head.0.1.weight": "run.py"}}, "not a file of its folder"),
         ({"weight_map": {"medusa_head.0.1.weight": SHARDS[1]}}, f"{SHARDS[1]} is missing"),
-        ({"weights": {}}, "is no index of a model"),
-        ([], "is no index of a model"),
+        ({"weights": {}}, "is not the index of a model"),
+        ([], "is not the index of a model"),
     ],
 )
 def test_broken_indexes(index: object, said: str, tmp_path: Path) -> None:
@@ -428,11 +428,11 @@ Change = Callable[[dict[str, dict[str, Tensor]]], Any]
         ),
         (
             lambda s: s["fast_layer1.pt"].update({"0.mlp.up_proj.weight": torch.ones(9, D)}),
-            f"0.mlp.up_proj.weight of [9, {D}] where [20, {D}] is due",
+            f"0.mlp.up_proj.weight of [9, {D}] where [20, {D}] is expected",
         ),
         (
             lambda s: s["chimera_head.pt"].update({"0.0.weight": torch.ones(V, D)}),
-            f"chimera_head.pt has 0.0.weight of [{V}, {D}] where [{V}, {2 * D}] is due",
+            f"chimera_head.pt has 0.0.weight of [{V}, {D}] where [{V}, {2 * D}] is expected",
         ),
         (
             lambda s: s["chimera_head.pt"].update({"4.0.weight": torch.ones(V, 2 * D)}),
@@ -447,11 +447,11 @@ Change = Callable[[dict[str, dict[str, Tensor]]], Any]
         (lambda s: s.pop("fast_layer1.pt"), "found chimera_head.pt, config.json, trimlp.pt;"),
         (
             lambda s: s.update({"fast_layer0.pt": s["fast_layer1.pt"]}),
-            "is no Chimera checkpoint of one decoder layer: found chimera_head.pt",
+            "is not a Chimera checkpoint with one decoder layer: found chimera_head.pt",
         ),
         (
             lambda s: s.update({"fast_layer0.pt": s.pop("fast_layer1.pt")}),
-            f"[{V}, {2 * D}] where [{V}, {D}] is due",
+            f"[{V}, {2 * D}] where [{V}, {D}] is expected",
         ),
         (
             lambda s: s["trimlp.pt"].update({"1.weight": Malicious(Path("executed"))}),
@@ -473,12 +473,12 @@ def test_chimera_keys_and_shapes_are_exact(
     ("changes", "said"),
     [
         ({"num_key_value_heads": 2}, "2 key-value heads for 4 attention heads"),
-        ({"vocab_size": V + 1}, f"[{V}, {2 * D}] where [{V + 1}, {2 * D}] is due"),
-        ({"hidden_size": 2 * D}, f"where [{6 * D}, {6 * D}] is due"),
-        ({"hidden_act": "gelu"}, "no plain Llama layers (positions default, activation gelu)"),
+        ({"vocab_size": V + 1}, f"[{V}, {2 * D}] where [{V + 1}, {2 * D}] is expected"),
+        ({"hidden_size": 2 * D}, f"where [{6 * D}, {6 * D}] is expected"),
+        ({"hidden_act": "gelu"}, "not plain Llama layers (positions default, activation gelu)"),
         (
             {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 300.0}},
-            "no plain Llama layers (positions linear",
+            "not plain Llama layers (positions linear",
         ),
     ],
 )

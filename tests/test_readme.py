@@ -8,25 +8,28 @@ import shlex
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from bench.decoding.decoder import Decoder, TargetInfo
+from bench.decoding.drafts import trainable
+from bench.decoding.engines.registry import ENGINES
 from bench.questions.registry import REGISTRY
 from bench.run import __main__ as run
 from bench.run import methods, plan
 from bench.run.config import RunConfig
 from bench.targets import registry as targets
-from bench.training import cli
-from bench.training.distill import DistillConfig
-from bench.training.train import TrainConfig
-from chimera.variants import ARMS
+from bench.training import distill, train, trees
 from tests import harness
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "chimera/README.md")
+DOCUMENTS = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "chimera/README.md"),
+    *("docs/performance.md", "docs/engine-log.md"),
+)
 OWN = ("baselines", "chimera")  # packages whose methods the README lists
 TOKENS = 40
 
@@ -129,14 +132,23 @@ def test_runs_are_found_in_the_readme() -> None:
     assert needed <= flags
 
 
-@pytest.mark.parametrize(
-    ("module", "settings"), [("chimera.distill", DistillConfig), ("chimera.train", TrainConfig)]
-)
-def test_training_commands_parse(module: str, settings: type[Any]) -> None:
-    found = commands(module)
+@pytest.mark.parametrize("module", [distill, train, trees], ids=lambda module: module.__name__)
+def test_training_commands_parse(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = commands(module.__name__)
     assert found
+    settings: type[Any] = {
+        distill: distill.DistillConfig,
+        train: train.TrainConfig,
+        trees: trees.TreesConfig,
+    }[module]
     seen: list[Any] = []
-    assert [cli.run(settings, seen.append, module, argv) for argv in found] == [0] * len(found)
+
+    def command(flags: dict[str, Any]) -> int:
+        seen.append(settings(**flags))
+        return 0
+
+    monkeypatch.setattr(module, "_command", command)
+    assert [module.main(argv) for argv in found] == [0] * len(found)
     assert all(isinstance(config, settings) for config in seen)
 
 
@@ -162,16 +174,23 @@ def test_links_lead_somewhere(document: str, link: str) -> None:
 
 def test_what_can_be_chosen_is_listed() -> None:
     own = {n for n, point in methods.discover().items() if point.value.split(".")[0] in OWN}
-    for name in {*own, methods.STOCK, *targets.TARGETS, *REGISTRY}:
+    for name in {*own, methods.STOCK, *ENGINES, *targets.TARGETS, *REGISTRY}:
         assert f"`{name}`" in README
+
+
+def own_drafts() -> set[str]:
+    """The trainable drafts of this package."""
+    return {n for n, p in trainable.discover().items() if p.value.split(".")[0] in OWN}
 
 
 def test_ablations_are_described_and_keep_their_parameters() -> None:
     text = (ROOT / "chimera/README.md").read_text(encoding="utf-8")
     shape = TargetInfo("tiny", hidden_size=64, vocab_size=512, layers=6)
-    ablations = {name: ARMS[name] for name in ARMS if f"| `{name}` |" in text}
-    assert set(ARMS) - set(ablations) == {"chimera_plus", "medusa"}
-    sizes = {sum(p.numel() for p in arm.make(shape).parameters()) for arm in ablations.values()}
+    known = own_drafts()
+    ablations = {name for name in known if f"| `{name}` |" in text}
+    assert known - ablations == {"chimera_plus", "medusa"}
+    built = [trainable.load(name).build(shape) for name in ablations]
+    sizes = {sum(p.numel() for p in draft.parameters()) for draft in built}
     assert len(sizes) == 1
 
 

@@ -191,7 +191,7 @@ def _failing(error: type[Exception]) -> Callable[..., str]:
 
 
 @pytest.mark.parametrize(
-    ("error", "mend"),
+    ("error", "fix"),
     [
         (errors.LocalEntryNotFoundError, "give a folder with the checkpoint"),
         (errors.GatedRepoError, "hf auth login"),
@@ -199,11 +199,11 @@ def _failing(error: type[Exception]) -> Callable[..., str]:
     ],
 )
 def test_what_the_hub_refuses_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, error: type[Exception], mend: str
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception], fix: str
 ) -> None:
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", _failing(error))
     target = targets.resolve("llama-2-7b-chat")
-    with pytest.raises(UsageError, match=mend) as caught:
+    with pytest.raises(UsageError, match=fix) as caught:
         targets.load(target, "cpu", torch.float32)
     assert "\n" not in str(caught.value)
     assert "13.5 GB" in str(targets.status(target))
@@ -463,7 +463,7 @@ def test_a_local_gguf_is_used_only_with_the_right_checksum(
     assert len(conversions) == 1
 
 
-def test_without_network_the_error_is_one_line_that_names_the_mend(
+def test_without_network_the_error_is_one_line_that_says_how_to_fix_it(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
@@ -478,7 +478,7 @@ def test_without_network_the_error_is_one_line_that_names_the_mend(
     assert targets.config(targets.SMOLLM2) is None
 
 
-def test_an_unwritable_cache_is_one_line_that_names_the_mend(
+def test_an_unwritable_cache_is_one_line_that_says_how_to_fix_it(
     conversions: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")

@@ -24,13 +24,15 @@ from bench.decoding.sampling import Sampling
 from bench.questions.registry import REGISTRY
 from bench.records import runs as records
 from bench.records import tuned
-from bench.records.tuned import FINAL, SEARCH, Entry, Place, Point, Tuned
+from bench.records.tuned import FINAL, SEARCH, Point, Tuned, TunedFor, TunedMethod
 from bench.run import __main__ as run
 from bench.run import methods
 from bench.run import tuning as shelf
 from bench.run.runner import Turn
 from bench.tune import __main__ as tune
-from bench.tune.__main__ import Effort
+from bench.tune import config as tune_config
+from bench.tune import measuring
+from bench.tune.config import Effort, TuneConfig
 from tests import harness
 from tests.test_published import with_own_heads
 from tests.test_readme import commands
@@ -132,7 +134,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of tuned files in a cache of one's own; small stages; one thread."""
     harness.work_in(tmp_path, monkeypatch)
     monkeypatch.setenv("CHIMERA_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(tune, "EFFORT", dict.fromkeys(tune.EFFORT, SMALL))
+    monkeypatch.setattr(tune_config, "EFFORT", dict.fromkeys(tune_config.EFFORT, SMALL))
     harness.install(monkeypatch, Dial, Absent)
     with harness.one_thread():
         yield tmp_path / "cache" / "tuned"
@@ -140,7 +142,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def timed(monkeypatch: pytest.MonkeyPatch, cost: Cost = hill) -> Bench:
     bench = Bench(cost)
-    monkeypatch.setattr(tune, "run_turn", bench)
+    monkeypatch.setattr(measuring, "run_turn", bench)
     return bench
 
 
@@ -148,11 +150,11 @@ def tuned_by(*flags: str) -> int:
     return tune.main(["--model", MODEL, "--device", "cpu", *flags])
 
 
-def entry_of(folder: Path, method: str = "dial") -> Entry:
+def entry_of(folder: Path, method: str = "dial") -> TunedMethod:
     (path,) = folder.glob("*.json")
     found = tuned.read(path)
     assert found is not None
-    return found.entries[method]
+    return found.methods[method]
 
 
 # The search
@@ -209,7 +211,7 @@ def test_both_stages_have_questions_of_their_own(monkeypatch: pytest.MonkeyPatch
 
 def test_luck_in_the_search_does_not_win(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Bench()
-    monkeypatch.setattr(tune, "run_turn", seen)
+    monkeypatch.setattr(measuring, "run_turn", seen)
     assert tuned_by("--methods", "dial") == 0
     search = seen.prompts(SMALL.search_tokens)
 
@@ -229,13 +231,13 @@ def test_luck_in_the_search_does_not_win(cache: Path, monkeypatch: pytest.Monkey
 def test_decoders_are_built_once_for_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     timed(monkeypatch)
     built: Counter[str] = Counter()
-    make = tune._build
+    make = measuring.build
 
     def count(method: methods.Method, target: Any) -> Decoder:
         built[method.label] += 1
         return make(method, target)
 
-    monkeypatch.setattr(tune, "_build", count)
+    monkeypatch.setattr(measuring, "build", count)
     assert tuned_by("--methods", "dial") == 0
     assert built[records.REFERENCE] == 1
     assert set(built.values()) <= {1, 2}
@@ -257,9 +259,9 @@ def test_every_grid_is_of_parameters_that_exist() -> None:
 
 
 def test_documented_commands_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tune.TuneConfig] = []
+    asked: list[TuneConfig] = []
 
-    def keep(config: tune.TuneConfig) -> tuple[Tuned, Path]:
+    def keep(config: TuneConfig) -> tuple[Tuned, Path]:
         asked.append(config)
         return Tuned(PLACE, {}), Path("file")
 
@@ -305,7 +307,7 @@ def test_settings_that_the_engine_refuses_are_left_out(
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--model", "nowhere"], "unknown model 'nowhere'"),
         (["--model", "synthetic:tiny"], "synthetic:tiny has random weights"),
-        (["--methods", "medusa", "--checkpoint", "medusa=none.pt"], "medusa.*none.pt is no file"),
+        (["--methods", "medusa", "--checkpoint", "medusa=none.pt"], "none.pt is no local file"),
         (["--what"], "unrecognized arguments: --what; see --help"),
     ],
 )
@@ -341,16 +343,16 @@ def test_what_cannot_run_is_named_and_left_out(
 # Files
 
 
-PLACE = Place("cpu, 1 thread", "eager", MODEL, "0" * 64, "float32")
+PLACE = TunedFor("cpu, 1 thread", "eager", MODEL, "0" * 64, "float32")
 
 
 def point(stage: str = FINAL, **params: Any) -> Point:
     return Point(params, stage, 2, 10, 3.0, 2.0, 0.02, 0.01, 1.0, None, None)
 
 
-def entry(sha256: str | None = None, **params: Any) -> Entry:
+def entry(sha256: str | None = None, **params: Any) -> TunedMethod:
     points = (point(SEARCH, **params), point(**params))
-    return Entry(params, sha256, {"set": "tuning"}, "0.1.0", {"cpu": 1}, points)
+    return TunedMethod(params, sha256, {"set": "tuning"}, "0.1.0", {"cpu": 1}, points)
 
 
 def test_a_file_reads_back_and_keeps_other_methods(tmp_path: Path) -> None:
@@ -361,7 +363,7 @@ def test_a_file_reads_back_and_keeps_other_methods(tmp_path: Path) -> None:
     tuned.write(tmp_path / "deep", Tuned(PLACE, {"dial": entry(nodes=2)}))
     found = tuned.read(path)
     assert found is not None
-    assert {name: e.params for name, e in found.entries.items()} == {
+    assert {name: e.params for name, e in found.methods.items()} == {
         "dial": {"nodes": 2},
         "other": {"k": 1},
     }
@@ -415,7 +417,7 @@ def test_a_damaged_file_is_refused_before_the_work(
     capsys.readouterr()
     assert tuned_by("--methods", "dial") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{path} is no file of tuned parameters" in line
+    assert f"{path} is not a file of tuned parameters" in line
     assert (path.read_bytes(), len(bench.asked)) == (before, asked)
 
 
@@ -424,21 +426,21 @@ def test_later_minor_versions_are_read() -> None:
     content |= {"schema": "1.7", "new": 1}
     content["methods"]["dial"]["new"] = 2
     found = tuned.parse(json.dumps(content), "file")
-    assert found.entries["dial"] == entry(nodes=1)
+    assert found.methods["dial"] == entry(nodes=1)
 
 
 def test_shipped_files_are_sound() -> None:
     for path in shelf.SHIPPED.glob("*.json"):
         found = tuned.read(path)
         assert found is not None
-        assert found.place.file == path.name
+        assert found.tuned_for.file == path.name
         sha256 = REGISTRY["tuning"].sha256
-        for method, made in found.entries.items():
+        for method, made in found.methods.items():
             assert made.tuning["sha256"] == sha256
             known = methods.method(method, methods.discover())
             assert known.params.keys() == made.params.keys()
             assert known.decoder is not None
-            info = TargetInfo(found.place.model)
+            info = TargetInfo(found.tuned_for.model)
             assert known.decoder.weights_sha256(info, known.settings) == made.checkpoint_sha256
 
 
@@ -485,8 +487,8 @@ def test_a_run_takes_what_was_tuned_and_can_be_fed_back(
     copied = Path("out/tuned.json").read_bytes()
     assert kept["provenance"]["tuned_sha256"] == hashlib.sha256(copied).hexdigest()
     found = tuned.parse(copied.decode(), "copy")
-    assert found.entries == {"dial": entry_of(cache)}
-    assert found.place.device == "cpu, 1 thread"
+    assert found.methods == {"dial": entry_of(cache)}
+    assert found.tuned_for.device == "cpu, 1 thread"
 
     before = harness.contents(Path("out"))
     for path in cache.glob("*.json"):

@@ -12,19 +12,13 @@ from torch import Tensor, nn
 
 from baselines.medusa import published
 from baselines.medusa.model import Medusa as MedusaHeads
-from baselines.medusa.model import MedusaConfig
-from bench.decoding.decoder import Settings, TargetInfo, TreeDecoder
-from bench.decoding.drafts import static_trees
-from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError, digest
-from bench.decoding.drafts.weights import load_state, read_draft, shipped
+from bench.decoding.decoder import Settings
+from bench.decoding.drafts.loading import DraftModelDecoder, PublishedLayouts
 from bench.decoding.engines import ops
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology
 from bench.decoding.verify import Verdict, typical
-
-WEIGHTS = "baselines.medusa.weights"
-PAPER_TREE = (10, 28, 23, 2)  # nodes a level, 63 in all
 
 
 @dataclass(frozen=True)
@@ -45,48 +39,25 @@ class MedusaSettings(Settings):
         return {"nodes": (3, 5, 7, 10, 15, 26, 63)}
 
 
-class Medusa(TreeDecoder):
-    """Parallel heads on h_t; every path of the tree takes its tokens from the heads' ranks."""
+class Medusa(DraftModelDecoder[MedusaHeads]):
+    """Parallel heads on h_t; a node's token is its head's choice at the node's rank."""
 
     name: ClassVar[str] = "medusa"
     lossless: ClassVar[bool] = True
     on_device: ClassVar[bool] = True
-    takes_checkpoint: ClassVar[bool] = True
     settings_type: ClassVar[type[Settings]] = MedusaSettings
-
-    @classmethod
-    def unavailable(cls, target: TargetInfo, settings: Settings) -> str | None:
-        if settings.checkpoint or shipped(WEIGHTS, "medusa", target.name):
-            return None
-        return (
-            f"no heads for {target.name}; run python -m chimera.distill --model {target.name} and "
-            f"python -m chimera.train --model {target.name} --method medusa, then pass "
-            f"--checkpoint {cls.name}=trained/medusa-0.safetensors"
-        )
-
-    @classmethod
-    def weights_sha256(cls, target: TargetInfo, settings: Settings) -> str | None:
-        path = cls._locate(target.name, settings.checkpoint)
-        return digest(published.files(path) if _is_published(path) else [path])
-
-    @classmethod
-    def _locate(cls, target: str, checkpoint: str | None) -> Path:
-        """A file of ours, shipped or given, or where a published checkpoint lies."""
-        path = published.locate(checkpoint) if checkpoint else shipped(WEIGHTS, "medusa", target)
-        if path is None:
-            raise CheckpointError(f"no heads for {target}")
-        return path
+    trained_as: ClassVar[str] = "medusa"
+    package: ClassVar[str] = "baselines.medusa.weights"
+    layouts: ClassVar[PublishedLayouts] = published
+    paper_tree: ClassVar[Sequence[int]] = (10, 28, 23, 2)  # 63 nodes
+    draft_model = MedusaHeads
 
     def __init__(self, target: TargetModel, settings: MedusaSettings) -> None:
         super().__init__(target, settings)
-        self.heads, card, vocabulary = self._load(target, settings.checkpoint)
-        self.heads.to(target.device, target.dtype).requires_grad_(False).eval()
-        self.draft_parameters = sum(p.numel() for p in self.heads.parameters())
+        self.heads, vocabulary, tree = self.load_draft(target, settings)
         self._vocabulary = vocabulary.to(target.device)
         self._head = target.head().weight[self._vocabulary].contiguous()
-        paths, self.tree_sha256 = static_trees.resolve(
-            settings.tree, card.get("tree"), PAPER_TREE, settings.nodes, self.heads.config.depth
-        )
+        paths = self.static_tree(settings, tree, settings.nodes, self.heads.config.depth)
         self.topology = Topology.from_rank_paths(paths, target.device)
         self.width = self.topology.width
         ordered = sorted(paths, key=lambda path: (len(path), path))
@@ -97,30 +68,12 @@ class Medusa(TreeDecoder):
         self._root = target.tensor((0,))  # the newest token
         self._draft, self._follow = target.capture(self._tree), target.capture(self._observe)
 
-    def _load(
-        self, target: TargetModel, checkpoint: str | None
-    ) -> tuple[MedusaHeads, dict[str, object], Tensor]:
-        """(heads, card, draft vocabulary int64 [V']) of the shipped weights, of a file of ours or
-        of a published checkpoint."""
-        if checkpoint == RANDOM:
-            heads, self.checkpoint_sha256 = published.random(
-                target.hidden_size, target.vocab_size, target.device, target.dtype
-            )
-            return heads, {}, torch.arange(target.vocab_size)
-        path = self._locate(target.name, checkpoint)
-        if _is_published(path):
-            heads, self.checkpoint_sha256 = published.load(
-                path, target.hidden_size, target.vocab_size
-            )
-            return heads, {}, torch.arange(target.vocab_size)
-        saved = read_draft(path)
-        self.checkpoint_sha256 = saved.sha256
-        config = MedusaConfig(**saved.config)
-        if config.hidden_size != target.hidden_size:
-            raise CheckpointError(f"{path.name} is for {config.hidden_size} hidden dimensions")
-        heads = MedusaHeads(config)
-        load_state(heads, saved, path.name)
-        return heads, saved.card, saved.vocabulary
+    def load_published(self, target: TargetModel, location: Path) -> tuple[MedusaHeads, str]:
+        return published.load(location, target.hidden_size, target.vocab_size)
+
+    def random_draft(self, target: TargetModel) -> tuple[MedusaHeads, str]:
+        size, vocabulary = target.hidden_size, target.vocab_size
+        return published.random(size, vocabulary, target.device, target.dtype)
 
     def draft_bytes(self) -> int:
         shared = 0 if self.heads.config.own_heads else self._head.nbytes
@@ -140,7 +93,7 @@ class Medusa(TreeDecoder):
         return TokenTree(torch.cat((self._root, drafted)), self.topology)
 
     def _fused(self) -> Tensor:
-        """logits [K, V'], as `Medusa.logits` says, in few kernels."""
+        """logits [K, V'] as `Medusa.logits` computes them, in few kernels."""
         states = []
         for head in self.heads.heads:
             z = self._state[None]
@@ -160,10 +113,6 @@ class Medusa(TreeDecoder):
         last = verdict.path.gather(0, verdict.length.view(1))
         self._state.copy_(step.hidden[last][0])
         self._root.copy_(verdict.bonus.view(1))
-
-
-def _is_published(path: Path) -> bool:
-    return path.is_dir() or path.name in (published.OWN, published.SHARED)
 
 
 class MedusaTypical(Medusa):

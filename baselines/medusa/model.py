@@ -2,17 +2,21 @@
 
     z_k = h + SiLU(W_k h + b_k),  logits = LM head z_k,  k = 0 .. K-1
 
-Head k predicts the token at distance k + 2 from the position of h; the target's own head gives the
-next one. W_k and b_k start at zero, so that every head starts as the target's own.
+Head k predicts the token at distance k + 2 from the position of h; the target's own head predicts
+the next one. W_k and b_k are initially zero, so that every head starts as the target's own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from bench.decoding.drafts.trainable import Draft
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class MedusaConfig:
     Attributes:
         hidden_size: d, the target's.
         depth: number of heads, K.
-        blocks: residual blocks of a head, one behind the other.
+        blocks: residual blocks of a head, in sequence.
         own_heads: size V of each head's own LM head, 0 where the target's is shared.
     """
 
@@ -35,8 +39,10 @@ class MedusaConfig:
         return asdict(self)
 
 
-class Medusa(nn.Module):
-    """Residual blocks, and LM heads where the target's own is not shared."""
+class Medusa(Draft):
+    """Residual blocks, and LM heads unless the target's is shared."""
+
+    config: MedusaConfig
 
     def __init__(self, config: MedusaConfig) -> None:
         super().__init__()
@@ -50,19 +56,20 @@ class Medusa(nn.Module):
             for _ in range(depth if config.own_heads else 0)
         )
 
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> Medusa:
+        return cls(MedusaConfig(**config))
+
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """Every head starts as the target's own."""
         for parameter in self.heads.parameters():
             parameter.zero_()
 
-    def standardise(self, embeddings: Tensor, hidden: Tensor, taps: list[Tensor]) -> None:
-        """Medusa reads h as it is."""
-
     def forward(
         self, embeddings: Tensor, hidden: Tensor, taps: list[Tensor], anchors: Tensor
     ) -> tuple[None, Tensor]:
-        """(None, z [B, A, K, d]) behind anchors int64 [B, A], from hidden [B, T, d]."""
+        """(None, z [B, A, K, d]) from anchors int64 [B, A] and hidden [B, T, d]."""
         del embeddings, taps
         batch = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
         return None, self.states(hidden[batch, anchors])
@@ -78,7 +85,7 @@ class Medusa(nn.Module):
         return torch.stack(states, dim=-2)
 
     def logits(self, h: Tensor, shared: Tensor) -> Tensor:
-        """[..., K, V'] from h [..., d]; `shared` [V', d] is the LM head of heads without own."""
+        """[..., K, V'] from h [..., d]; `shared` [V', d] is the LM head if heads lack one."""
         z = self.states(h)
         if not self.lm_heads:
             return F.linear(z, shared)

@@ -1,15 +1,15 @@
 """Medusa's published checkpoints (https://github.com/FasterDecoding/Medusa).
 
-Three layouts are known, told apart by their files:
+Three layouts are known, distinguished by their files:
 
     medusa_lm_head.pt            {i}.0.linear.weight [d, d], {i}.0.linear.bias [d],
                                  {i}.1.weight [V, d]
-    a whole transformers model   the same names behind `medusa_head.`, beside the model's own
+    a whole transformers model   the same names with the prefix `medusa_head.`
     medusa_lm_head.safetensors   {i}.{j}.linear.weight [d, d], {i}.{j}.linear.bias [d]
 
-i counts heads and j the residual blocks of a head. The third has no LM heads of its own: logits go
-through the target's. The number of heads is the files': published `config.json`s understate it.
-The heads of a whole model were trained together with it, so that it is the target to run them on.
+i counts heads and j the residual blocks of a head. The third has no own LM heads and uses the
+target's. The number of heads is taken from the files: published `config.json`s understate it. The
+heads of a whole model were trained together with it, so that model is the target to run them on.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from baselines.medusa.model import Medusa, MedusaConfig
 from bench.decoding.drafts import checkpoint
 from bench.decoding.drafts.checkpoint import CheckpointError
 from bench.decoding.drafts.weights import randomise
+from bench.files import sha256_of_files
 
 OWN = "medusa_lm_head.pt"
 SHARED = "medusa_lm_head.safetensors"
@@ -32,7 +33,7 @@ DEPTH = 5  # heads in the files of the first layout
 PREFIX = "medusa_head."  # of the heads' names in a whole model
 KNOWN = (
     f"known layouts: {OWN} ({{i}}.0.linear.weight, {{i}}.0.linear.bias, {{i}}.1.weight), a whole "
-    f"transformers model with the same behind {PREFIX!r}, "
+    f"transformers model with the same after {PREFIX!r}, "
     f"{SHARED} ({{i}}.{{j}}.linear.weight, {{i}}.{{j}}.linear.bias)"
 )
 
@@ -44,8 +45,8 @@ class _Layout(NamedTuple):
 
 
 def locate(text: str) -> Path:
-    """Where the checkpoint lies: a file or folder, else a hub id, of which the files with heads are
-    fetched and no others. CheckpointError where it is neither."""
+    """The checkpoint's file or folder, or the folder of a hub id, whose files with heads are
+    fetched. CheckpointError where `text` is neither."""
     indexes = [f"{model}.index.json" for model in MODELS]
     location = checkpoint.locate(text, [OWN, SHARED, *indexes])
     if location.is_file() or any((location / name).is_file() for name in (OWN, SHARED)):
@@ -61,8 +62,13 @@ def locate(text: str) -> Path:
     return location
 
 
+def recognises(location: Path) -> bool:
+    """Whether it is a folder or one of the known files."""
+    return location.is_dir() or location.name in (OWN, SHARED)
+
+
 def files(location: Path) -> list[Path]:
-    """Those with heads. CheckpointError where there are none."""
+    """The files with heads. CheckpointError where there are none."""
     return _layout(location).files
 
 
@@ -74,7 +80,7 @@ def load(location: Path, hidden_size: int, vocab_size: int) -> tuple[Medusa, str
         hidden_size: d.
         vocab_size: V.
 
-    Raises CheckpointError, one line that tells what was found and what is known.
+    Raises CheckpointError, one line that names what was found and the known layouts.
     """
     try:
         found, prefix, own_heads = _layout(location)
@@ -101,14 +107,14 @@ def load(location: Path, hidden_size: int, vocab_size: int) -> tuple[Medusa, str
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {KNOWN}") from error
     medusa.load_state_dict({name: tensors[_published(name)] for name in expected}, assign=True)
-    return medusa.requires_grad_(False).eval(), checkpoint.digest(found)
+    return medusa.requires_grad_(False).eval(), sha256_of_files(found)
 
 
 def random(
     hidden_size: int, vocab_size: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[Medusa, str]:
-    """Heads of the first layout with random weights, for their cost, and a sha256 that stands for
-    them."""
+    """Heads of the first layout with random weights, to measure their cost, and a sha256 that
+    identifies them."""
     with torch.device("meta"):
         medusa = Medusa(MedusaConfig(hidden_size, DEPTH, own_heads=vocab_size))
     return medusa, randomise(medusa, device, dtype)
@@ -140,20 +146,20 @@ def _layout(location: Path) -> _Layout:
         if model in found:
             return _Layout([folder / model], PREFIX, own_heads=True)
     raise CheckpointError(
-        f"{location.name} is no Medusa checkpoint: found {checkpoint.some(found)}"
+        f"{location.name} is not a Medusa checkpoint: found {checkpoint.some(found)}"
     )
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that hold heads, by a model's index."""
+    """The files that hold heads, according to a model's index."""
     try:
         places = json.loads(index.read_text("utf-8"))["weight_map"].items()
         names = {str(place) for name, place in places if name.startswith(PREFIX)}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index.name} is no index of a model ({error!r})") from error
+        raise CheckpointError(f"{index.name} is not the index of a model ({error!r})") from error
     if not names:
         raise CheckpointError(f"{index.name} lists no {PREFIX}*")
-    for name in names:  # they are fetched and opened: no folder, no pattern
+    for name in names:  # fetched and opened: folders and patterns are refused
         if Path(name).suffix not in (".safetensors", ".bin") or set(name) & set('/\\*?["'):
-            raise CheckpointError(f"{index.name} lists {name!r}, no file beside it")
+            raise CheckpointError(f"{index.name} lists {name!r}, not a file of its folder")
     return [index.parent / name for name in sorted(names)]

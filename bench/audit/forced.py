@@ -18,7 +18,7 @@ def chunks(model: Any, ids: Sequence[int], keep: int) -> Iterator[Tensor]:
     first, end = len(ids) - keep, 0
     cache: dict[str, Any] = {}
     with torch.inference_mode():
-        for part in torch.tensor(ids, device=model.device).split(CHUNK):
+        for part in torch.split(torch.tensor(ids, device=model.device), CHUNK):
             end += len(part)
             kept = min(len(part), max(end - first, 0))
             output = model(

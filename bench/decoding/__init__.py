@@ -1,1 +1,1 @@
-"""What every decoder stands on; knows no method."""
+"""Shared by all decoders: contract, trees, acceptance, target model, engines; no method by name."""

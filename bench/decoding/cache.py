@@ -1,6 +1,6 @@
 """A static KV cache that can keep an accepted path.
 
-transformers' caches give no say over the rows that a forward writes. Here every write goes to
+transformers' caches choose the rows that a forward writes. Here every write goes to
 explicit rows, attention reads the live rows only, and `keep` compacts the rows of an accepted
 path in one copy over all layers.
 """
@@ -29,7 +29,7 @@ def cache_argument(model: Any) -> str:
 
 
 class TreeCache(Cache):
-    """Keys and values of one sequence, all layers in one tensor.
+    """Keys and values of one sequence, or of a batch of equal lengths, all layers in one tensor.
 
     Attributes:
         length: committed rows; a forward writes behind them.
@@ -39,9 +39,15 @@ class TreeCache(Cache):
     """
 
     def __init__(
-        self, layers: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+        self,
+        layers: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        batch: int = 1,
     ) -> None:
-        self._shape = (layers, 2, 1, kv_heads)
+        self._shape = (layers, 2, batch, kv_heads)
         self._head_dim = head_dim
         self._options: dict[str, Any] = {"dtype": dtype, "device": device}
         super().__init__(layers=[_TreeCacheLayer(self) for _ in range(layers)])
@@ -49,6 +55,19 @@ class TreeCache(Cache):
         self.live = 0
         self.write_to: Tensor | None = None
         self._allocate(0)
+
+    @classmethod
+    def of(cls, config: Any, dtype: torch.dtype, device: torch.device, batch: int = 1) -> TreeCache:
+        """An empty cache for a model with this text config."""
+        heads = config.num_attention_heads
+        return cls(
+            layers=config.num_hidden_layers,
+            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+            dtype=dtype,
+            device=device,
+            batch=batch,
+        )
 
     @property
     def capacity(self) -> int:
@@ -65,7 +84,7 @@ class TreeCache(Cache):
         # Zeros, not garbage: a masked row still takes part in 0 * value.
         self.rows = torch.zeros(*self._shape, rows, self._head_dim, **self._options)
         for layer, views in zip(self.layers, self.rows.unbind(0), strict=True):
-            layer.keys, layer.values = views.unbind(0)  # each [1, kv_heads, rows, head_dim]
+            layer.keys, layer.values = views.unbind(0)  # each [batch, kv_heads, rows, head_dim]
 
     def begin(self, width: int, exact: bool) -> None:
         """Announce a forward of `width` tokens behind the committed rows.
@@ -105,7 +124,7 @@ class _TreeCacheLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Write [1, kv_heads, w, head_dim] behind the committed rows; return the live rows."""
+        """Write [batch, kv_heads, w, head_dim] behind the committed rows; return the live rows."""
         cache, keys, values = self._cache, self.keys, self.values
         if cache.write_to is not None:
             keys.index_copy_(2, cache.write_to, key_states)

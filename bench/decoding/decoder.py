@@ -117,8 +117,8 @@ class Decoder(ABC):
         self.settings = settings
 
     def draft_bytes(self) -> int:
-        """Bytes of weights that drafting one step reads: the draft's parameters once, where a
-        method does not know better."""
+        """Bytes of weights that drafting one step reads: the draft's parameters once, unless a
+        method says otherwise."""
         return self.draft_parameters * self.target.dtype.itemsize
 
     @abstractmethod
@@ -184,41 +184,41 @@ class TreeDecoder(Decoder):
             self.begin(prompt_ids, step, token, sampling)
         yield Block((token,))
         with clock.phase("draft"):
-            drafted, tree = self._draft_and_place()
+            drafted, tree = self._draft_and_pad()
         while True:
             with clock.phase("verify"):
                 step = target.forward(tree)
             with clock.phase("accept"):
+                own = target.unpad(tree, step, drafted.width)
                 verdict = self._settle(drafted, tree, step, sampling)
-                reading = target.commit(tree, verdict, self.also(step))
+                reading = target.commit(tree, verdict, self.also(own[1]))
             drafts, depth = drafted.width - 1, drafted.topology.height
             ahead = self.on_device and target.runs_ahead
             if ahead:
                 clock.ahead()
-                drafted, tree = self._following(tree, step, verdict)
+                drafted, tree = self._following(own, verdict)
             with clock.phase("accept"):
                 path, ids, also = reading.wait()
             block = Block(tuple(ids), drafts, tuple(path[1:]), depth)
             yield block
             if not ahead:
-                drafted, tree = self._following(tree, step, verdict, block, also)
+                drafted, tree = self._following(own, verdict, block, also)
 
     def _following(
         self,
-        tree: TokenTree,
-        step: Step,
+        verified: tuple[TokenTree, Step],
         verdict: Verdict,
         block: Block | None = None,
         also: Sequence[int] = (),
     ) -> tuple[TokenTree, TokenTree]:
         with self.target.clock.phase("draft"):
-            self.advance(tree, step, verdict)
+            self.advance(*verified, verdict)
             if block is not None:
                 self.observe(block, also)
-            return self._draft_and_place()
+            return self._draft_and_pad()
 
-    def _draft_and_place(self) -> tuple[TokenTree, TokenTree]:
-        """(the next tree as drafted, as placed)."""
+    def _draft_and_pad(self) -> tuple[TokenTree, TokenTree]:
+        """(the next tree as drafted, as padded)."""
         drafted = self.draft()
         return drafted, self.target.pad(drafted)
 
@@ -234,5 +234,5 @@ class TreeDecoder(Decoder):
         return self.target.move_accepted(tree, self._match(tree, self.target.argmax(step.logits)))
 
     def _matched(self, tree: TokenTree, best: Tensor) -> Verdict:
-        """The greedy rule's verdict, recorded; best: int64 [w], the argmax at every node."""
+        """The greedy rule's verdict, stored; best: int64 [w], the argmax at every node."""
         return self.target.store_verdict(tree, exact_match(tree, best))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bench.decoding.cache import TreeCache, cache_argument
 from bench.decoding.phases import PhaseClock
+from bench.decoding.taps import Taps
 from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict
 
@@ -48,7 +49,7 @@ class Step:
 
 
 class Reading(Protocol):
-    """A step's one host read, under way."""
+    """A step's one host read, in progress."""
 
     def wait(self) -> Committed:
         """What was committed."""
@@ -109,23 +110,15 @@ class TargetModel(ABC):
         self.layers: int = config.num_hidden_layers
         self.max_positions: int = config.max_position_embeddings
         self.clock = PhaseClock(self.device)
-        heads = config.num_attention_heads
-        self.cache = TreeCache(
-            layers=self.layers,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or self.hidden_size // heads,
-            dtype=self.dtype,
-            device=self.device,
-        )
+        self.cache = TreeCache.of(config, self.dtype, self.device)
         self.length = torch.zeros(1, dtype=torch.long, device=self.device)
         self._cache_argument = cache_argument(model)
-        self._hidden = torch.empty(0)
-        self._taps: dict[int, Tensor] = {}
-        model.base_model.register_forward_hook(self._keep_hidden)
+        self._taps = Taps(model)
+        self._taps.add_final()
 
     @classmethod
     def unavailable(cls, model: Any) -> str | None:  # noqa: ARG003
-        """Why the engine cannot run `model` where it lies, in one line, or None."""
+        """Why the engine cannot run `model` on its device, in one line, or None."""
         return None
 
     def embeddings(self) -> nn.Embedding:
@@ -140,14 +133,7 @@ class TargetModel(ABC):
 
     def tap(self, *layers: int) -> None:
         """Hand out the residual stream after k layers, 1 <= k <= layers, in every `Step`."""
-        for k in layers:
-            if not 1 <= k <= self.layers:
-                raise ValueError(f"tap must lie in 1..{self.layers}, not {k}")
-            if k not in self._taps:
-                self._taps[k] = torch.empty(0)
-                self.model.base_model.layers[k - 1].register_forward_hook(
-                    lambda _module, _args, output, k=k: self._taps.__setitem__(k, output)
-                )
+        self._taps.add(*layers)
 
     def reserve(self, rows: int) -> None:
         """Make room for `rows` rows of keys and values."""
@@ -182,6 +168,11 @@ class TargetModel(ABC):
         """Run a padded tree behind the committed rows; nothing is committed. Where shapes are
         static, the next forward of the same width overwrites the step's tensors."""
 
+    def unpad(self, tree: TokenTree, step: Step, width: int) -> tuple[TokenTree, Step]:
+        """A padded tree and its forward as the decoder drafted it, `width` nodes: the same objects
+        at every call with the same ones, so that functions of them can be captured."""
+        return tree, step
+
     @abstractmethod
     def store_verdict(self, tree: TokenTree, verdict: Verdict) -> Verdict:
         """The verdict in the engine's own buffers, its nodes added to `length`; a function of
@@ -212,6 +203,14 @@ class TargetModel(ABC):
         """Keep the root's row alone; `token`, which `keep_root` returned, is read."""
         self.cache.advance(1)
         return Committed([0], [int(token)], [])
+
+    def choose_root_width(self) -> None:  # noqa: B027
+        """Find out which of the engine's widths runs one token fastest; once, after its trial."""
+
+    def faulty_product(self, rows: int) -> str | None:
+        """Which product of the forward is wrong at `rows` rows, in one line; None where they are
+        right or the library's. Part of an engine's trial."""
+        return None
 
     # What drafts and acceptance rules compute
 
@@ -249,11 +248,5 @@ class TargetModel(ABC):
         """One call of the transformers model; logits of the positions that it was asked for."""
         inputs[self._cache_argument] = self.cache
         output = self.model(use_cache=True, **inputs)
-        return Step(output.logits[0], self._hidden, self._states())
-
-    def _states(self) -> dict[int, Tensor]:
-        """The tapped residual streams of the last forward, each [n, d]."""
-        return {k: state[0] for k, state in self._taps.items()}
-
-    def _keep_hidden(self, _module: object, _args: object, output: Any) -> None:
-        self._hidden = output.last_hidden_state[0]
+        taps = {k: state[0] for k, state in self._taps.states.items()}
+        return Step(output.logits[0], self._taps.hidden[0], taps)

@@ -23,13 +23,14 @@ class Topology:
         parents: int64 [w], `parents[0] == -1` and `parents[i] < i` otherwise.
         acceptable: bool [w] or None for all: nodes that an acceptance rule may take. Lookahead's
             window rides in the tree but is never emitted.
-        lasting: whether the same object serves many steps, so that an engine may keep a copy.
+        lasting: whether this object serves many steps, so that an engine keeps a padded copy of it
+            for good; a tree made anew at each step is not.
         height: levels below the root, as many as were drafted; None where the host does not know.
     """
 
     parents: Tensor
     acceptable: Tensor | None = None
-    lasting: bool = True
+    lasting: bool = False
     height: int | None = None
 
     @classmethod
@@ -38,7 +39,7 @@ class Topology:
         parents: Sequence[int],
         device: torch.device | str = "cpu",
         acceptable: Sequence[bool] | None = None,
-        lasting: bool = True,
+        lasting: bool = False,
     ) -> Topology:
         """From a list of parent indices; ValueError where it is not a tree in topological order.
 
@@ -82,12 +83,12 @@ class Topology:
         """From rank paths, Medusa's notation (arXiv 2401.10774, section 2.3.1).
 
         `(0, 2)` is the third-ranked continuation of the first-ranked one. Missing prefixes are
-        added. Nodes come level by level, siblings by rank.
+        added. Nodes come level by level, siblings by rank. The tree lasts.
         """
         nodes = {tuple(path[:k]) for path in paths for k in range(len(path) + 1)} | {()}
         order = sorted(nodes, key=lambda path: (len(path), path))
         index = {path: i for i, path in enumerate(order)}
-        return cls.of([-1] + [index[path[:-1]] for path in order[1:]], device)
+        return cls.of([-1] + [index[path[:-1]] for path in order[1:]], device, lasting=True)
 
     @property
     def width(self) -> int:

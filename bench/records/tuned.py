@@ -1,8 +1,8 @@
-"""Tuned parameters on disk: what `python -m bench.tune` leaves and `bench.run --tree tuned` takes.
+"""Tuned parameters on disk: written by `python -m bench.tune`, read by `bench.run --tree tuned`.
 
-A file for each place (device, engine, model, revision, precision) with an entry for each method:
-the parameters chosen and the measured curve that they were chosen from. Files lie in the user's
-cache and beside this module, where they ship. The report reads them too: no torch here.
+One file for each device, engine, model, revision and precision. For each method it holds the chosen
+parameters and the measurements that they were chosen from. Files are in the user's cache and in
+`bench.run.tuned_files`, which ships. Reports read them too: no torch here.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bench.errors import UsageError
-from bench.files import canonical_sha256
+from bench.errors import UsageError, one_line
+from bench.files import canonical_sha256, write_text
 
 SCHEMA = "1.0"  # major.minor
 TREE = "tuned"  # the value of --tree that asks for these parameters
@@ -27,7 +27,7 @@ Built = TypeVar("Built")
 
 
 @dataclass(frozen=True)
-class Place:
+class TunedFor:
     """What parameters are tuned for.
 
     Attributes:
@@ -42,7 +42,7 @@ class Place:
 
     @property
     def file(self) -> str:
-        """The name of its file: readable, and its own."""
+        """The name of its file: readable and unique."""
         words = f"{self.model} {self.engine} {self.dtype} {self.device}".lower()
         readable = re.sub(r"[^a-z0-9.]+", "-", words).strip("-")
         return f"{readable}-{canonical_sha256(asdict(self))[:8]}.json"
@@ -53,17 +53,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of a method, measured beside the reference.
+    """One setting of a method, measured together with the reference.
 
     Attributes:
         params: every parameter.
-        stage: "search", or "final" for one of the best, on questions that the search did not see.
+        stage: "search", or "final" for one of the best, on questions that the search did not use.
         questions: how many were asked; the search drops settings that are far behind.
         steps: verify steps.
         width: mean width of a verify forward, drafted nodes and the root.
         accepted: accepted length.
         step_s: seconds of the decode loop a step.
-        reference_s: the reference's seconds a token on the same questions, between these.
+        reference_s: the reference's seconds a token on the same questions, interleaved with these.
         speedup: accepted * reference_s / step_s.
         low, high: its 95 % interval over questions; None for fewer than two.
     """
@@ -82,7 +82,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TunedMethod:
     """A method's tuned parameters.
 
     Attributes:
@@ -109,31 +109,30 @@ class Entry:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A file: entries by method."""
+    """A file: tuned methods by name."""
 
-    place: Place
-    entries: dict[str, Entry]
+    tuned_for: TunedFor
+    methods: dict[str, TunedMethod]
 
     def text(self) -> str:
-        """The file's text; the same entries give the same bytes."""
-        methods = {name: asdict(self.entries[name]) for name in sorted(self.entries)}
-        content = {"schema": SCHEMA, **asdict(self.place), "methods": methods}
+        """The file's text; equal content gives equal bytes."""
+        methods = {name: asdict(self.methods[name]) for name in sorted(self.methods)}
+        content = {"schema": SCHEMA, **asdict(self.tuned_for), "methods": methods}
         return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def parse(text: str, origin: str) -> Tuned:
-    """A file's text. UsageError, which names `origin`, where it is no file of this schema."""
+    """A file's text. UsageError, which names `origin`, where it does not follow the schema."""
     try:
         content = json.loads(text)
         schema = str(content.pop("schema"))
         if schema.partition(".")[0] != SCHEMA.partition(".")[0]:
-            raise ValueError(f"schema {schema}, this package knows {SCHEMA}")
-        entries = {name: _entry(entry) for name, entry in content.pop("methods").items()}
-        return Tuned(_build(Place, content), entries)
+            raise ValueError(f"schema {schema}, this package reads {SCHEMA}")
+        methods = {name: _method(entry) for name, entry in content.pop("methods").items()}
+        return Tuned(_build(TunedFor, content), methods)
     except (ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(
-            f"{origin} is no file of tuned parameters ({reason}); remove it, then run "
+            f"{origin} is not a file of tuned parameters ({one_line(error)}); remove it, then run "
             "python -m bench.tune again"
         ) from None
 
@@ -145,56 +144,53 @@ def read(path: Path) -> Tuned | None:
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read {path} ({error}); remove it or mend it") from None
+        raise UsageError(f"cannot read {path} ({error}); remove it or repair it") from None
 
 
 def write(folder: Path, found: Tuned) -> Path:
-    """The file in `folder` with these entries in the place of older ones, whole or not at all.
+    """Write the file in `folder` atomically; these methods replace its older ones, others stay.
 
     UsageError where it cannot be written.
     """
-    path = folder / found.place.file
+    path = folder / found.tuned_for.file
     known = read(path)
-    entries = {**(known.entries if known else {}), **found.entries}
-    draft = path.with_suffix(".part")
+    methods = {**(known.methods if known else {}), **found.methods}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        draft.write_text(Tuned(found.place, entries).text(), encoding="utf-8", newline="\n")
-        draft.replace(path)
+        write_text(path, Tuned(found.tuned_for, methods).text())
     except OSError as error:
         raise UsageError(f"cannot write {path} ({error.strerror}); choose another --out") from None
     return path
 
 
 def find(
-    place: Place,
+    tuned_for: TunedFor,
     method: str,
     parameters: Iterable[str],
     checkpoint_sha256: str | None,
     folders: Iterable[Path],
-) -> tuple[Entry, Path] | None:
-    """The first folder's entry for exactly this place, method and weights, and its file.
+) -> tuple[TunedMethod, Path] | None:
+    """The first folder's parameters for exactly this machine, method and weights, and their file.
 
-    `parameters` are those that the method has: an entry of a version with others is passed over.
+    `parameters` are the method's own: what a version with other parameters wrote is passed over.
     """
     names = set(parameters)
     for folder in folders:
-        path = folder / place.file
-        found = read(path)
-        entry = found.entries.get(method) if found and found.place == place else None
-        if entry and entry.checkpoint_sha256 == checkpoint_sha256 and set(entry.params) == names:
-            return entry, path
+        path = folder / tuned_for.file
+        file = read(path)
+        found = file.methods.get(method) if file and file.tuned_for == tuned_for else None
+        if found and found.checkpoint_sha256 == checkpoint_sha256 and set(found.params) == names:
+            return found, path
     return None
 
 
-def _entry(content: Mapping[str, Any]) -> Entry:
+def _method(content: Mapping[str, Any]) -> TunedMethod:
     points = tuple(_build(Point, point) for point in content["points"])
-    entry = _build(Entry, {**content, "points": points})
-    _ = entry.chosen  # there is one
-    return entry
+    method = _build(TunedMethod, {**content, "points": points})
+    _ = method.chosen  # StopIteration where there is none
+    return method
 
 
 def _build(kind: type[Built], content: Mapping[str, Any]) -> Built:
-    """A dataclass from a JSON object; fields of later minor versions are left out."""
+    """A dataclass from a JSON object; fields of later minor versions are ignored."""
     names = [f.name for f in fields(kind)]  # type: ignore[arg-type]
     return kind(**{name: content[name] for name in names})

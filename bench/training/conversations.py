@@ -1,4 +1,4 @@
-"""The fixed parts of a chat template around the user's and the assistant's words."""
+"""The fixed parts of a chat template around the users' turns and the answers."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Conversation:
     """Token ids of a template: `opening` user `turn` answer `next_turn` user `turn` answer ...
 
     Attributes:
-        opening: before the first user's words.
-        turn: from the end of the user's words to the start of the answer; its first token ends
-            the user's slot.
-        next_turn: from the end of the answer to the next user's words; its first token ends the
+        opening: before the first user's turn.
+        turn: from the end of a user's turn to the start of the answer; its first token ends the
+            user's slot.
+        next_turn: from the end of an answer to the next user's turn; its first token ends the
             answer.
     """
 
@@ -30,7 +30,7 @@ class Conversation:
 
     @classmethod
     def of(cls, tokenizer: Any, template: str | None) -> Conversation:
-        """Read off the rendered template. UsageError where a slot does not end in one token."""
+        """Derived from a rendered template. UsageError where a slot does not end in one token."""
         messages: list[chat.Message] = [
             {"role": "user", "content": _USER},
             {"role": "assistant", "content": _ANSWER},
@@ -40,13 +40,17 @@ class Conversation:
         text = tokenizer.decode(ids, skip_special_tokens=False)
         parts = text.replace(_ANSWER, _USER).split(_USER)
         if len(parts) != 4:
-            raise UsageError("the chat template rewrites what it is given; give --prompts instead")
+            raise UsageError(
+                "the chat template changes the text of its messages; choose another --model"
+            )
         opening, turn, next_turn, last = (_ids(tokenizer, part) for part in parts)
         if turn != last or not turn or not next_turn:
-            raise UsageError("the chat template changes from turn to turn and cannot be continued")
+            raise UsageError("the chat template differs from turn to turn; choose another --model")
         special = set(tokenizer.all_special_ids)
         if turn[0] not in special or next_turn[0] not in special:
-            raise UsageError("the chat template ends a slot without a token of its own")
+            raise UsageError(
+                "the chat template ends a slot without a token of its own; choose another --model"
+            )
         return cls(opening, turn, next_turn)
 
 

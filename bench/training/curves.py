@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 
 def draw(log: list[dict[str, Any]], path: Path) -> None:
-    """One line a draft and tree size, from the entries of `log.jsonl`, as SVG."""
+    """Plot one line for each draft and tree size from the entries of `log.jsonl`, as SVG."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for label in log[-1]["methods"]:

@@ -1,8 +1,7 @@
-"""Batches of self-written conversations, the same for every draft that trains on them."""
+"""Batches of the target's own conversations, the same for every draft that trains on them."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from bench import files
 from bench.errors import UsageError
-from bench.training.distill import CARD
+
+CARD = "data.json"  # in a folder of shards
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Shards:
     """
 
     def __init__(self, folders: Sequence[str], held_out: int, device: torch.device) -> None:
-        """`held_out` sequences of each length are kept for `held`. UsageError without data."""
+        """Keep `held_out` sequences of each length for `held`. UsageError where data is missing."""
         groups: dict[int, list[dict[str, Tensor]]] = {}
         cards = [_card(Path(folder)) for folder in folders]
         for folder, card in zip(folders, cards, strict=True):
@@ -52,14 +53,14 @@ class Shards:
         self.card = {
             "sequences": sum(card["sequences"] for card in cards),
             "answer_tokens": sum(card["answer_tokens"] for card in cards),
-            "sha256": hashlib.sha256(json.dumps(cards, sort_keys=True).encode()).hexdigest(),
+            "sha256": files.sha256_of_bytes(json.dumps(cards, sort_keys=True).encode()),
             "settings": [card["settings"] for card in cards],
         }
         self.target = {card["target"] for card in cards}
 
     def schedule(self, tokens: int, seed: int, epoch: int) -> list[tuple[int, Tensor]]:
-        """(group, rows) of every batch of about `tokens` tokens, in an order that `seed` and
-        `epoch` give."""
+        """(group, rows) of every batch of about `tokens` tokens, in an order determined by `seed`
+        and `epoch`."""
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         batches = []
         for group, data in enumerate(self._train):
@@ -96,5 +97,7 @@ def _card(folder: Path) -> dict[str, Any]:
     try:
         card: dict[str, Any] = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise UsageError(f"{folder} holds no data card; run python -m chimera.distill") from None
+        raise UsageError(
+            f"{folder} holds no data card; run python -m bench.training.distill"
+        ) from None
     return card

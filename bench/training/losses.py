@@ -1,4 +1,4 @@
-"""Losses of draft training, and what they are computed from."""
+"""Losses of draft training."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK = 4096  # rows whose logits exist at a time
+CHUNK = 4096  # rows whose logits are in memory at a time
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Cross-entropy behind a frozen LM head, its gradient made chunk by chunk in the forward, so
-    that no [n, V'] tensor outlives its chunk."""
+    """Cross-entropy after a frozen LM head. Its gradient is computed chunk by chunk in the forward,
+    so that no [n, V'] tensor outlives its chunk."""
 
     @staticmethod
     def forward(
@@ -56,7 +56,7 @@ def next_token_loss(
     """sum_i w_i CE(p_i, softmax(head z_i)).
 
     Args:
-        z: [n, d], what the draft puts through the head.
+        z: [n, d], the draft's inputs to the head.
         head: [V', d], frozen.
         weights: float [n].
         teacher: [n, d], the target's own h: p is its softmax through the same head, so that the
@@ -69,6 +69,6 @@ def next_token_loss(
 
 
 def distillation_loss(o: Tensor, h: Tensor, weights: Tensor) -> Tensor:
-    """sum_i w_i smooth-L1(o_i, h_i), the mean over the dimensions of [n, d]."""
+    """sum_i w_i smooth-L1(o_i, h_i) of o and h [n, d], averaged over the dimensions."""
     distance = F.smooth_l1_loss(o.float(), h.float(), reduction="none").mean(dim=-1)
     return (distance * weights).sum()

@@ -1,7 +1,7 @@
-"""python -m chimera.trees: grow the static trees of trained drafts on the set `tuning`.
+"""python -m bench.training.trees: grow the static trees of trained drafts on the set `tuning`.
 
-The target answers the set's questions; the ranks that each draft gives the true tokens behind every
-position of the answers decide the tree, which is written into the draft's file and card.
+The target answers the set's questions. The ranks that each draft gives the true tokens from every
+position of the answers determine the tree, which is written into the draft's file and card.
 """
 
 from __future__ import annotations
@@ -9,109 +9,121 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from baselines.medusa.model import Medusa, MedusaConfig
-from bench.decoding.drafts import ranks
-from bench.decoding.drafts.weights import load_state, read_draft, rewrite_card
+from bench import cli, environment
+from bench.cli import option
+from bench.decoding.drafts import trainable
+from bench.decoding.drafts.checkpoint import CheckpointError
+from bench.decoding.drafts.trainable import Draft
+from bench.decoding.drafts.weights import SavedDraft, load_state, read_draft, rewrite_card
 from bench.errors import UsageError
-from bench.questions import sets as prompts
+from bench.questions import sets
 from bench.targets import registry as targets
-from bench.training import cli
+from bench.training.anchors import answer_anchors, drafted_tokens
 from bench.training.conversations import Conversation
-from bench.training.distill import batch_of
-from bench.training.train import NODES, TargetStates, statistics
+from bench.training.given import batch_of
+from bench.training.states import DraftHead, TargetStates
+from bench.training.statistics import statistics, tree
 from bench.training.writer import Writer, WriterSettings
-from chimera.model import Chimera, ChimeraConfig
 
 
 @dataclass(frozen=True)
 class TreesConfig:
     """What to grow trees for; every field is a flag."""
 
-    weights: tuple[str, ...] = field(default=("",), metadata={"help": "draft files of ours"})
-    model: str = field(default=targets.DEFAULT, metadata={"help": "their target"})
-    length: int = field(
-        default=256, metadata={"help": "tokens of a conversation; long answers repeat themselves"}
-    )
-    device: str = field(default="auto", metadata={"help": "cpu or cuda"})
-    dtype: str = field(default="bfloat16", metadata={"help": "the target's"})
+    weights: list[str] = option([], "files that bench.training.train wrote")
+    model: str = option(targets.DEFAULT, "their target")
+    length: int = option(256, "tokens of a conversation; long answers repeat themselves")
+    device: str = cli.device_option()
+    dtype: str = cli.dtype_option("bfloat16")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, 2 on bad input."""
-    return cli.run(TreesConfig, grow, "chimera.trees", argv)
+    """Exit code 0, 2 on invalid input, 130 when interrupted."""
+    parser = cli.Parser(
+        prog="python -m bench.training.trees",
+        description="Grow the static trees of trained drafts on the question set `tuning`.",
+        allow_abbrev=False,
+    )
+    cli.add_arguments(parser, TreesConfig)
+    return cli.run_command(parser, _command, argv, "stopped; finished files have their trees")
+
+
+def _command(flags: dict[str, Any]) -> int:
+    grow(TreesConfig(**flags))
+    return 0
 
 
 def grow(config: TreesConfig) -> None:
     """Write the tree of every file."""
-    files = [Path(name) for name in config.weights]
-    for path in files:
-        if not path.is_file():
-            raise UsageError(f"--weights: there is no file {path}")
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    target = targets.resolve(config.model)
-    loaded = targets.load(target, device, getattr(torch, config.dtype))
-    questions = prompts.load("tuning", None)
+    cli.check_choices(config)
+    drafts = [(path, *_read(path)) for path in map(Path, config.weights)]
+    if not drafts:
+        raise UsageError("--weights needs at least one file")
+    device, dtype = environment.settled(config.device, config.dtype)
+    loaded = targets.load(targets.resolve(config.model), device, getattr(torch, dtype))
+    weight = loaded.model.get_output_embeddings().weight.float()
+    for path, _, draft in drafts:
+        size = draft.config.hidden_size
+        if size != weight.shape[1]:
+            raise UsageError(
+                f"--weights: {path.name} is for hidden size {size}, and {config.model} has "
+                f"{weight.shape[1]}; give its target as --model"
+            )
+    questions = sets.load("tuning", None)
     ids, roles = _answers(loaded, questions, config.length)
     states = TargetStates(loaded.model)
-    for path in files:
-        saved = read_draft(path)
-        draft = build(saved.config)
-        load_state(draft, saved, path.name)
-        draft.to(loaded.model.device).eval()
-        found = draft_ranks(draft, saved.vocabulary, loaded.model, states, ids, roles)
-        tree = [list(rank_path) for rank_path in ranks.grow(found, max(NODES) + 1)]
+    for path, saved, draft in drafts:
+        head = DraftHead.of(weight, saved.vocabulary)
+        found = draft_ranks(draft.to(weight.device).eval(), head, states, ids, roles)
         source = {"set": "tuning", "sha256": questions.sha256, **statistics(found)}
-        rewrite_card(path, {"tree": tree, "tree_source": source})
+        rewrite_card(path, {"tree": tree(found), "tree_source": source})
         print(f"{path.name}: {json.dumps(source['accepted'])}", file=sys.stderr)
 
 
-def build(config: dict[str, Any]) -> nn.Module:
-    """An empty draft with saved settings."""
-    if "ffn" in config:
-        return Chimera(ChimeraConfig(**{**config, "taps": tuple(config["taps"])}))
-    return Medusa(MedusaConfig(**config))
+def _read(path: Path) -> tuple[SavedDraft, Draft]:
+    """A saved draft and its model. UsageError where the file or its method is not known."""
+    if not path.is_file():
+        raise UsageError(f"--weights: there is no file {path}")
+    try:
+        saved = read_draft(path)
+        draft = trainable.load(str(saved.card.get("method"))).model.from_dict(saved.config)
+        load_state(draft, saved, path.name)
+    except CheckpointError as error:
+        raise UsageError(f"--weights: {error}") from error
+    return saved, draft
 
 
 @torch.no_grad()
 def draft_ranks(
-    draft: Any, vocabulary: Tensor, model: Any, states: TargetStates, ids: Tensor, roles: Tensor
+    draft: Draft, head: DraftHead, states: TargetStates, ids: Tensor, roles: Tensor
 ) -> Tensor:
-    """int64 [n, depth]: ranks of the true tokens behind every position of the answers.
+    """int64 [n, depth]: ranks of the true tokens from every position of the answers.
 
     Args:
-        draft: in float32 on the model's device.
-        vocabulary: int64 [V'].
-        model: the target.
-        states: its states.
+        draft: in float32 on the target's device.
+        head: of the draft's vocabulary, in float32.
+        states: the target's.
         ids, roles: [B, T], conversations and where the target answered.
     """
-    taps = getattr(draft.config, "taps", ())
-    states.tap(*taps)
-    head_weight: Tensor = model.get_output_embeddings().weight
-    head = head_weight[vocabulary.to(head_weight.device)].float()
-    index = torch.full((head_weight.shape[0],), -1, device=ids.device)
-    index[vocabulary.to(ids.device)] = torch.arange(len(vocabulary), device=ids.device)
+    states.tap(*draft.taps)
     depth, rows = draft.config.depth, []
     for row, role in zip(ids, roles.bool(), strict=True):
-        fits = torch.arange(1, len(row) - depth - 1, device=row.device)
-        ahead = fits[:, None] + torch.arange(1, depth + 2, device=row.device)  # x_{t+1} ..
-        anchors = fits[role[ahead].all(dim=1)][None]
+        anchors = answer_anchors(role, depth)[None]
         if not anchors.numel():
             continue
         hidden, tapped = states(row[None])
-        streams = [tapped[k].float() for k in taps]
+        streams = [tapped[k].float() for k in draft.taps]
         _, z = draft(states.embed(row[None]).float(), hidden.float(), streams, anchors)
-        true = index[row[anchors[0, :, None] + torch.arange(2, depth + 2, device=row.device)]]
-        rows.append(ranks.ranks_of(z[0] @ head.T, true))
+        rows.append(head.ranks(z[0], drafted_tokens(row[None], anchors, depth)[0]))
+    if not rows:
+        raise UsageError(f"no answer has {depth + 1} tokens; raise --length")
     return torch.cat(rows).cpu()
 
 
@@ -126,8 +138,7 @@ def _answers(loaded: targets.Loaded, questions: Any, length: int) -> tuple[Tenso
     settings = WriterSettings(batch=len(turns), length=length)
     generator = torch.Generator(loaded.model.device)
     writer = Writer(loaded.model, conversation, settings, generator)
-    ids, roles = writer.write(batch_of(turns, 0, len(turns)))
-    return ids.clone(), roles.clone()
+    return writer.write(batch_of(turns, 0, len(turns)))
 
 
 if __name__ == "__main__":

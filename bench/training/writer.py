@@ -1,8 +1,8 @@
-"""A batched generator in which the target writes whole conversations, users' turns too.
+"""A batched generator in which the target writes whole conversations, users' turns included.
 
 Every sequence of a batch is at the same row, so that a step is dense: one token each, no padding,
-attention over the live rows of one static cache. What a sequence does at a row is a small state
-machine on the device: it samples a user's words, copies the template's tokens or answers.
+attention over the live rows of one static cache. A small state machine on the device decides what a
+sequence does at a row: it samples a user's turn, copies the template's tokens or answers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface
-from transformers.cache_utils import Cache, CacheLayerMixin
 
+from bench.decoding.cache import TreeCache, round_up
 from bench.training.conversations import Conversation
 
 USER, TURN, ANSWER, NEXT, DONE = range(5)  # what a sequence is writing
-BLOCK = 64  # rows by which the live part of the cache grows
 ATTENTION = "chimera_batch_decode"
 
 
@@ -32,9 +31,9 @@ class WriterSettings:
     Attributes:
         batch: sequences at a time.
         length: tokens of a sequence, T.
-        user_tokens: a user's turn that does not end by itself before is cut and its answer not
-            kept.
-        temperature, min_p: of the user's words (min-p: arXiv 2407.01082).
+        user_tokens: a user's turn that does not end by itself within this length is cut and its
+            answer is not kept.
+        temperature, min_p: of users' turns (min-p: arXiv 2407.01082).
         answer_temperature: 0 for greedy answers.
     """
 
@@ -46,54 +45,6 @@ class WriterSettings:
     answer_temperature: float = 0.0
 
 
-class BatchCache(Cache):
-    """Static keys and values [B, kv_heads, T, head_dim] of every layer, written at one row."""
-
-    def __init__(self, config: Any, batch: int, rows: int, model: Any) -> None:
-        self.row = torch.zeros(1, dtype=torch.long, device=model.device)
-        self.live = rows
-        heads = config.num_attention_heads
-        shape = (
-            batch,
-            getattr(config, "num_key_value_heads", None) or heads,
-            rows,
-            getattr(config, "head_dim", None) or config.hidden_size // heads,
-        )
-        options = {"dtype": model.dtype, "device": model.device}
-        layers = [_BatchLayer(self, shape, options) for _ in range(config.num_hidden_layers)]
-        super().__init__(layers=layers)
-
-
-class _BatchLayer(CacheLayerMixin):
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, cache: BatchCache, shape: tuple[int, ...], options: dict[str, Any]) -> None:
-        super().__init__()
-        self._cache = cache
-        self.keys, self.values = (torch.zeros(shape, **options) for _ in range(2))
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to do."""
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_args: object, **_kwargs: object
-    ) -> tuple[Tensor, Tensor]:
-        row, live = self._cache.row, self._cache.live
-        self.keys.index_copy_(2, row, key_states)
-        self.values.index_copy_(2, row, value_states)
-        return self.keys[:, :, :live], self.values[:, :, :live]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self._cache.live, 0
-
-    def get_seq_length(self) -> int:
-        return 0
-
-    def get_max_length(self) -> int:
-        return self.keys.shape[2]
-
-
 def _attend(
     _module: Any,
     query: Tensor,
@@ -103,10 +54,14 @@ def _attend(
     scaling: float | None = None,
     **_kwargs: object,
 ) -> tuple[Tensor, None]:
-    """One query a sequence; the queries of a key head become its rows, so that keys are read once.
+    """One query for each sequence. A key head's queries become rows, so that keys are read once.
 
-    query: [B, heads, 1, D]; key, value: [B, kv_heads, rows, D]; mask: [1, 1, 1, rows].
+    query: [B, heads, 1, D]; key, value: [B, kv_heads, rows, D], of the whole cache; mask:
+    [1, 1, 1, live], of the rows that are read.
     """
+    assert attention_mask is not None
+    live = attention_mask.shape[-1]
+    key, value = key[:, :, :live], value[:, :, :live]
     batch, heads, _, size = query.shape
     grouped = query.view(batch, key.shape[1], heads // key.shape[1], size)
     out = F.scaled_dot_product_attention(
@@ -132,7 +87,11 @@ class Writer:
         self._generator = generator
         device, batch = model.device, settings.batch
         config = model.config.get_text_config()
-        self._cache = BatchCache(config, batch, settings.length, model)
+        self._cache = TreeCache.of(config, model.dtype, device, batch)
+        self._cache.reserve(settings.length)
+        self._row = torch.zeros(1, dtype=torch.long, device=device)  # the newest token's
+        self._cache.write_to = self._row
+        self._live = 0  # rows that attention reads
         self._opening = torch.tensor(conversation.opening, device=device)
         self._turn = torch.tensor(conversation.turn, device=device)
         self._next = torch.tensor(conversation.next_turn, device=device)
@@ -142,7 +101,7 @@ class Writer:
             torch.zeros(batch, dtype=torch.long, device=device) for _ in range(3)
         )
         self._kept = torch.ones(batch, dtype=torch.bool, device=device)
-        self._prompts: Tensor | None = None  # [B, turns, P], -1 behind each prompt's end
+        self._prompts: Tensor | None = None  # [B, turns, P], padded with -1
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         AttentionInterface.register(ATTENTION, _attend)
 
@@ -151,24 +110,23 @@ class Writer:
         """(ids int64 [B, T], roles uint8 [B, T]: 1 where the target answered a kept prompt).
 
         Args:
-            prompts: int64 [B, turns, P], -1 behind each prompt's end; sampled where None.
+            prompts: int64 [B, turns, P], padded with -1; sampled where None.
         """
         self._start(prompts)
         usual = self.model.config._attn_implementation
         self.model.set_attn_implementation(ATTENTION)
         try:
             for row in range(len(self.conversation.opening) - 1, self.settings.length - 1):
-                live = min(-(-(row + 1) // BLOCK) * BLOCK, self.settings.length)
-                self._run(live)
+                self._run(min(round_up(row + 1), self.settings.length))
         finally:
             self.model.set_attn_implementation(usual)
         return self._ids.clone(), self._roles.clone()
 
     def _start(self, prompts: Tensor | None) -> None:
-        """The opening is the same for all: run once, copied to every sequence."""
+        """Run the opening once, as it is the same for all, and copy it to every sequence."""
         if prompts is not None:
             self._prompts = prompts.to(self.model.device)
-            self._graphs.clear()  # they read the prompts before these
+            self._graphs.clear()  # they read the old prompts
         opening = self._opening
         known = self.model.base_model(input_ids=opening[None], use_cache=True).past_key_values
         for layer, source in zip(self._cache.layers, known.layers, strict=True):
@@ -177,15 +135,15 @@ class Writer:
         self._ids.zero_()
         self._roles.zero_()
         self._ids[:, : len(opening)] = opening
-        self._cache.row.fill_(len(opening) - 1)
+        self._row.fill_(len(opening) - 1)
         self._mode.fill_(USER)
         self._count.zero_()
         self._turns.zero_()
         self._kept.fill_(True)
 
     def _run(self, live: int) -> None:
-        """One step; on a GPU captured once for every number of live rows."""
-        self._cache.live = live
+        """One step; on a GPU a graph captured once for every number of live rows."""
+        self._live = live
         if self.model.device.type != "cuda":
             self._step()
             return
@@ -194,7 +152,7 @@ class Writer:
         self._graphs[live].replay()
 
     def _capture(self, step: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        state = [self._cache.row, self._ids, self._roles, self._mode, self._count]
+        state = [self._row, self._ids, self._roles, self._mode, self._count]
         state += [self._turns, self._kept]
         before = [tensor.clone() for tensor in state]
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -212,8 +170,8 @@ class Writer:
 
     def _step(self) -> None:
         """Run the tokens at `row` and write those of the next row."""
-        row, live = self._cache.row, self._cache.live
-        rows = torch.arange(live, device=row.device)
+        row = self._row
+        rows = torch.arange(self._live, device=row.device)
         mask = torch.where(rows <= row, 0.0, -torch.inf).to(self.model.dtype)[None, None, None]
         output = self.model(
             input_ids=self._ids.index_select(1, row),
@@ -238,7 +196,7 @@ class Writer:
         token = torch.where(mode == USER, words, torch.where(mode == ANSWER, answer, 0))
         token = torch.where(mode == TURN, in_turn, torch.where(mode == NEXT, in_next, token))
         role = ((mode == ANSWER) & self._kept).to(torch.uint8)
-        # A slot's last token is the first of the template's part behind it.
+        # A slot's last token is the first token of the template's next part.
         moves = (
             (USER, ended, TURN, 1),
             (TURN, count + 1 >= len(turn), ANSWER, 0),

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from bench.errors import UsageError
+from bench.errors import UsageError, flat
 from bench.records import journal, tuned
 from bench.records import runs as records
 from bench.records.tuned import Tuned
@@ -45,7 +45,7 @@ def read(folder: Path, name: str, settings_name: str) -> RunInfo:
         settings = yaml.safe_load(settings_text or "") or {}
         environment = json.loads(_text(folder / "environment.json") or "null")
     except (yaml.YAMLError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = flat(error)
         raise UsageError(
             f"{settings_name} or environment.json in {folder} is damaged ({reason}); restore it"
         ) from None

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench.records.runs import label
-from bench.records.tuned import FINAL, SEARCH, Entry, Place, Point
+from bench.records.tuned import FINAL, SEARCH, Point, TunedFor, TunedMethod
 from reports.measures import Definitions
 from reports.page.figures import tuning
 from reports.page.figures.canvas import Panel
@@ -43,17 +43,17 @@ DEFINITIONS: Definitions = (
 
 
 class _Curve(NamedTuple):
-    """A method's tuning for one place."""
+    """A method as tuned for one machine."""
 
-    place: Place
+    tuned_for: TunedFor
     method: str
-    entry: Entry
+    entry: TunedMethod
 
 
 def section(page: Page) -> Section:
     """Nothing to show where no run took tuned parameters."""
     curves = list(_curves(page))
-    places = {curve.place for curve in curves}
+    places = {curve.tuned_for for curve in curves}
     return Section(
         "tuning",
         "Tuning",
@@ -71,8 +71,8 @@ def _curves(page: Page) -> Iterator[_Curve]:
     for run in page.runs:
         if run.tuned is None:
             continue
-        for method, entry in run.tuned.entries.items():
-            curve = _Curve(run.tuned.place, method, entry)
+        for method, entry in run.tuned.methods.items():
+            curve = _Curve(run.tuned.tuned_for, method, entry)
             if curve not in known:
                 known.append(curve)
                 yield curve
@@ -87,7 +87,7 @@ def _panel(curve: _Curve, several: bool) -> Panel:
         | {"line": _settings(point, others), "chosen": point == chosen, "along": along}
         for point in points
     ]
-    place = f" · {curve.place.engine} · {curve.place.device}" if several else ""
+    place = f" · {curve.tuned_for.engine} · {curve.tuned_for.device}" if several else ""
     return Panel(curve.method + place, pd.DataFrame(rows))
 
 
@@ -109,7 +109,7 @@ def _table(curves: Sequence[_Curve]) -> Table:
     names = ("Speedup", "95 % interval", "Accepted length", "Width", "Step ms", "Reference ms")
     heads += [Head(text, True) for text in (*names, "Questions", "Settings tried")]
     lines = [
-        [*_place(curve.place), *_figures(curve, point)]
+        [*_setup(curve.tuned_for), *_figures(curve, point)]
         for curve in curves
         for point in curve.entry.points
         if point.stage == FINAL
@@ -117,8 +117,8 @@ def _table(curves: Sequence[_Curve]) -> Table:
     return Table("Settings in the final of each method", heads, lines)
 
 
-def _place(place: Place) -> list[Cell]:
-    words = (place.model, place.engine, place.dtype, place.device)
+def _setup(tuned_for: TunedFor) -> list[Cell]:
+    words = (tuned_for.model, tuned_for.engine, tuned_for.dtype, tuned_for.device)
     return [Cell(word, word, setting=True) for word in words]
 
 
@@ -139,5 +139,5 @@ def _figures(curve: _Curve, point: Point) -> list[Cell]:
     ]
 
 
-def _tried(entry: Entry) -> int:
+def _tried(entry: TunedMethod) -> int:
     return sum(point.stage == SEARCH for point in entry.points)

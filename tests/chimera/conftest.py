@@ -3,13 +3,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+from tests.harness import one_thread
 
 
 @pytest.fixture(autouse=True, scope="module")
 def threads() -> Iterator[None]:
-    """One thread: on tiny models more only get in each other's way."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield

@@ -1,4 +1,4 @@
-"""The draft models and their losses."""
+"""The draft models."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from baselines.medusa.model import Medusa, MedusaConfig
 from bench.decoding.engines.eager import EagerTarget
-from bench.training.losses import distillation_loss, next_token_loss
 from chimera.drafter import Drafter
 from chimera.model import Chimera, ChimeraConfig, Standardise
 
@@ -245,50 +244,3 @@ def test_medusa_starts_as_the_target_and_follows_its_equation() -> None:
         torch.testing.assert_close(medusa.states(h)[k], expected)
     _, z = medusa(torch.empty(0), torch.stack((h, 2 * h))[None], [], torch.tensor([[1, 0]]))
     torch.testing.assert_close(z[0, 1], medusa.states(h))
-
-
-@pytest.mark.parametrize("chunk", [3, 100])
-@pytest.mark.parametrize("hard", [False, True], ids=["teacher", "labels"])
-def test_the_loss_in_chunks_is_the_plain_one(
-    hard: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("bench.training.losses.CHUNK", chunk)
-    generator = torch.Generator().manual_seed(0)
-    z, teacher = torch.randn(2, 10, D, generator=generator)
-    head = torch.randn(VOCAB, D, generator=generator)
-    weights = torch.rand(10, generator=generator)
-    weights[4] = 0.0
-    labels = torch.randint(VOCAB, (10,), generator=generator)
-    p = F.one_hot(labels, VOCAB).float() if hard else (teacher @ head.T).softmax(dim=-1)
-    plain_z, own_z = z.clone().requires_grad_(), z.clone().requires_grad_()
-    plain = -(p * (plain_z @ head.T).log_softmax(dim=-1) * weights[:, None]).sum()
-    own = next_token_loss(
-        own_z,
-        head,
-        weights,
-        teacher=None if hard else teacher,
-        labels=labels if hard else None,
-    )
-    torch.testing.assert_close(own, plain)
-    (expected,) = torch.autograd.grad(0.25 * plain, plain_z)
-    (gradient,) = torch.autograd.grad(0.25 * own, own_z)
-    torch.testing.assert_close(gradient, expected)
-    assert not gradient[4].any()
-
-
-def test_the_teacher_itself_has_no_gradient() -> None:
-    generator = torch.Generator().manual_seed(0)
-    h, head = torch.randn(5, D, generator=generator), torch.randn(VOCAB, D, generator=generator)
-    z = h.clone().requires_grad_()
-    loss = next_token_loss(z, head, torch.ones(5), teacher=h)
-    (gradient,) = torch.autograd.grad(loss, z)
-    torch.testing.assert_close(gradient, torch.zeros_like(h), atol=1e-5, rtol=0)
-
-
-def test_the_distillation_loss_by_hand() -> None:
-    o = torch.tensor([[0.0, 0.0], [1.0, 1.0], [5.0, 5.0]])
-    h = torch.tensor([[0.5, 3.0], [1.0, 1.0], [9.0, 9.0]])
-    # Smooth-L1: half the square up to 1, the distance less a half from there.
-    expected = 2.0 * (0.125 + 2.5) / 2
-    loss = distillation_loss(o, h, torch.tensor([2.0, 1.0, 0.0]))
-    assert float(loss) == pytest.approx(expected)

@@ -9,9 +9,9 @@ import pytest
 from bench.decoding.decoder import Decoder, Settings, TargetInfo
 from bench.decoding.target import TargetModel
 from bench.run.methods import discover, method, parse
-from tests.chimera.drafts import METHODS, checkpoint
 from tests.decoding.known import Make
 from tests.decoding.scripted import CachedOracle, NoisyOracle, OracleSettings, SamplingDrafter
+from tests.training.drafts import METHODS, checkpoint
 
 # Where the defaults leave more than four in five drafted tokens rejected on the tiny targets.
 PARAMETERS = {

@@ -4,7 +4,9 @@ of their kernels."""
 from __future__ import annotations
 
 import copy
+import gc
 import itertools
+import weakref
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
@@ -12,18 +14,21 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
+from transformers import GraniteConfig, GraniteForCausalLM
 
+from baselines.prompt_lookup import PromptLookup, PromptLookupSettings
 from bench.decoding.decoder import TreeDecoder
 from bench.decoding.drafts.checkpoint import RANDOM
-from bench.decoding.engines import ops
+from bench.decoding.engines import invariant, ops, shapes
 from bench.decoding.engines import trial as engines
 from bench.decoding.engines.compile import CompiledTarget, unsupported
 from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.engines.exact import ExactTarget
 from bench.decoding.engines.graph import ROWS, WIDTHS, GraphTarget
 from bench.decoding.sampling import Sampling
-from bench.decoding.target import Function, TargetModel
+from bench.decoding.target import Function, Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology
+from bench.decoding.verify import Verdict
 from bench.run.methods import discover, method
 from bench.run.runner import Turn, run_turn
 from tests.decoding.cases import each_decoder, registered
@@ -141,15 +146,12 @@ def test_the_same_tree_is_placed_as_the_same_object(engine: type[GraphTarget]) -
     """What is captured is told apart by identity."""
     target = engine(tiny_model(20))
     target.prefill([1, 2, 3])
-    lasting = Topology.of([-1, 0, 0, 1])
+    lasting = Topology.of([-1, 0, 0, 1], lasting=True)
     first, second = (target.pad(TokenTree(torch.arange(4) + k, lasting)) for k in range(2))
     assert first is second
     assert first.tokens.tolist()[:4] == [1, 2, 3, 4]
     assert target.forward(first) is not None
-    moving = [
-        target.pad(TokenTree(torch.arange(n), Topology.of(range(-1, n - 1), lasting=False)))
-        for n in (9, 5)
-    ]
+    moving = [target.pad(TokenTree(torch.arange(n), Topology.of(range(-1, n - 1)))) for n in (9, 5)]
     assert moving[0] is moving[1] is not first
 
 
@@ -196,29 +198,30 @@ def test_an_engine_that_works_passes_its_trial(engine: type[GraphTarget]) -> Non
     assert engines.trial(engine(tiny_model(100))) is None
 
 
-def attention_of(engine: type[GraphTarget]) -> str:
-    return "attend_in_order" if engine.exact else "attend"
+def attention_of(engine: type[GraphTarget]) -> tuple[Any, str]:
+    """(module, name)."""
+    return (invariant, "attend_in_order") if engine.exact else (ops, "attend")
 
 
 def doubled_at(width: int) -> Callable[..., Any]:
     """A kernel that is wrong from `width` rows on."""
 
-    def change(attend: Callable[..., Tensor], q: Tensor, *rest: Any) -> Tensor:
-        return attend(q, *rest) * (2.0 if q.shape[0] >= width else 1.0)
+    def change(attend: Callable[..., Tensor], q: Tensor, *rest: Any, **more: Any) -> Tensor:
+        return attend(q, *rest, **more) * (2.0 if q.shape[0] >= width else 1.0)
 
     return change
 
 
-def without_rows(attend: Callable[..., Tensor], q: Tensor, *rest: Any) -> Tensor:
+def without_rows(attend: Callable[..., Tensor], q: Tensor, *rest: Any, **more: Any) -> Tensor:
     """Every fifth committed row is lost."""
-    keys, values, *more = rest
+    keys, values, *others = rest
     keys, values = keys.clone(), values.clone()
     keys[:, 3:60:5] = 0.0
     values[:, 3:60:5] = 0.0
-    return attend(q, keys, values, *more)
+    return attend(q, keys, values, *others, **more)
 
 
-def raising(*_: Any) -> Tensor:
+def raising(*_: Any, **_more: Any) -> Tensor:
     raise RuntimeError("out of resource: shared memory\nand a trace")
 
 
@@ -238,8 +241,8 @@ def test_an_engine_with_a_broken_kernel_fails_its_trial(
     reason: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    name = attention_of(engine)
-    monkeypatch.setattr(ops, name, partial(change, getattr(ops, name)))
+    module, name = attention_of(engine)
+    monkeypatch.setattr(module, name, partial(change, getattr(module, name)))
     found = engines.trial(engine(tiny_model(100)))
     assert found is not None
     assert found.startswith(reason)
@@ -264,17 +267,114 @@ def test_sums_that_depend_on_the_width_fail_the_trial_of_exact(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In float32 the difference is a rounding, far below what other engines may have."""
-    attend = ops.attend_in_order
+    attend = invariant.attend_in_order
 
     def nudged(q: Tensor, *rest: Any) -> Tensor:
         out = attend(q, *rest)
         return out if q.shape[0] == 1 else out * (1 + 2**-22)
 
-    monkeypatch.setattr(ops, "attend_in_order", nudged)
+    monkeypatch.setattr(invariant, "attend_in_order", nudged)
     found = engines.trial(ExactTarget(tiny_model(100)))
     assert found is not None
     assert found.startswith("width 16")
     assert found.endswith("are not those of one token at a time")
+
+
+@pytest.mark.parametrize("engine", [CompiledTarget, ExactTarget])
+@pytest.mark.parametrize(("name", "product"), [("linear", "q, k and v"), ("parts", "o")])
+def test_a_product_that_loses_a_column_fails_the_trial(
+    engine: type[CompiledTarget], name: str, product: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too little for the logits of a deep model to show, at one width alone."""
+    multiply: Callable[..., Tensor] = getattr(ops, name)
+
+    def lossy(x: Tensor, weight: Tensor, *rest: Any, **more: Any) -> Tensor:
+        if x.shape[0] == 32:
+            x = x.clone()
+            x[:, 5] = 0.0
+        return multiply(x, weight, *rest, **more)
+
+    monkeypatch.setattr(ops, name, lossy)
+    monkeypatch.setattr(shapes, "whole", lambda *_: name == "linear")
+    monkeypatch.setattr(shapes, "whole_tile", lambda *_: name == "linear")
+    found = engines.trial(engine(tiny_model(100)))
+    assert found is not None
+    assert found.startswith(f"32 rows: the product with {product} is off by")
+
+
+def test_a_model_s_own_scaling_reaches_the_kernel() -> None:
+    config = GraniteConfig(
+        vocab_size=50,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_multiplier=0.9,
+        initializer_range=0.3,
+    )
+    assert engines.trial(GraphTarget(GraniteForCausalLM(config).eval())) is None
+
+
+def test_hooks_go_with_their_target() -> None:
+    model = tiny_model(20)
+    target = EagerTarget(model)
+    target.tap(1)
+    gone = weakref.ref(target)
+    del target
+    gc.collect()
+    assert gone() is None
+    assert not model.base_model._forward_hooks
+    assert not model.base_model.layers[0]._forward_hooks
+
+
+def test_a_decoder_never_sees_padding(grouped_query: Known) -> None:
+    """Trees of five nodes in buffers of sixteen."""
+    seen: list[tuple[int, ...]] = []
+
+    class Watching(PromptLookup):
+        def also(self, step: Step) -> Tensor:
+            seen.append((step.logits.shape[0], step.hidden.shape[0]))
+            return step.logits.argmax(dim=-1)
+
+        def advance(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
+            seen.append((tree.width, tree.tokens.shape[0], step.logits.shape[0]))
+            assert tree.topology.ancestors.shape == (tree.width, tree.width)
+
+    for engine in (EagerTarget, *STATIC.values()):
+        seen.clear()
+        target = engine(copy.deepcopy(grouped_query.model))
+        (turn,) = turns(
+            target,
+            lambda target: Watching(target, PromptLookupSettings(n=2, k=4)),
+            grouped_query.prompts[:1],
+            0.0,
+        )
+        assert turn.output_ids == grouped_query.expected(grouped_query.prompts[0], TOKENS)
+        assert {width for shapes in seen for width in shapes} <= set(range(1, 6))
+
+
+@pytest.mark.parametrize(("few", "width"), [(0.98, 1), (0.9, 16)])
+def test_one_token_takes_the_width_that_is_faster(few: float, width: int) -> None:
+    class Timed(GraphTarget):
+        def _forward_seconds(self, width: int) -> float:
+            return 1.0 if width == 1 else few
+
+    target = Timed(tiny_model(20))
+    target.choose_root_width()
+    assert target.pad(TokenTree(torch.arange(1), Topology.of([-1]))).width == width
+    assert target.pad(TokenTree(torch.arange(5), Topology.of([-1, 0, 0, 0, 0]))).width == 16
+
+
+def test_trees_made_at_each_step_are_not_kept() -> None:
+    target = GraphTarget(tiny_model(20))
+    target.prefill([1, 2, 3])
+    before = len(gc.get_objects())
+    for _ in range(200):
+        tree = TokenTree(torch.arange(4), Topology.of([-1, 0, 0, 1]))
+        target.unpad(target.pad(tree), target.forward(target.pad(tree)), 4)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 200
 
 
 def test_what_has_no_fused_form_says_why() -> None:

@@ -69,10 +69,11 @@ def close(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
 
 def plain(function: str, *arguments: object, **more: object) -> Any:
     """The definition, in float32 at least."""
-    from bench.decoding.engines import ops
+    from bench.decoding.engines import invariant, ops
 
-    with mock.patch.object(ops, "_on_gpu", return_value=False):
-        return getattr(ops, function)(*arguments, **more)
+    module = invariant if function in ("rotate", "attend_in_order") else ops
+    with mock.patch.object(ops, "on_gpu", return_value=False):
+        return getattr(module, function)(*arguments, **more)
 
 
 @runs
@@ -234,8 +235,8 @@ def test_place(heads: int, consecutive: bool, dtype: torch.dtype) -> None:
     angle = torch.outer(torch.arange(60.0), 10000 ** (-torch.arange(32.0) / 32))
     tables, length = (angle.cos().to(DEVICE), angle.sin().to(DEVICE)), torch.tensor([7]).to(DEVICE)
     wide = [t.float() for t in (keys, values)]
-    expected = plain("place", qkv.float(), heads, *wide, *tables, length, 2, 4, consecutive)
-    kernels.place(qkv, heads, keys, values, *tables, length, 2, 4, consecutive)
+    expected = plain("rotate_rows", qkv.float(), heads, *wide, *tables, length, 2, 4, consecutive)
+    kernels.rotate_rows(qkv, heads, keys, values, *tables, length, 2, 4, consecutive)
     for a, b in zip((keys, values), wide, strict=True):
         close(a, b, dtype)
     if heads:

@@ -18,7 +18,15 @@ from tests.reports.fabricate import duel, record, write_run
 SETTINGS = dict(zip(NAME[1:], ("tiny", "eager", "float32", "mini", 0.0, "fast(n=3)"), strict=True))
 TEST = {"p": 0.4, "p_holm": 0.8, "level": 0.001, "passed": True, "tokens": 2048, "dtype": "float32"}
 OWN = {"engine": "eager", "device": "a card"}
-RERUNS = {"prompts": 3, "limit": 8, "rerun": 3, "equal": 3, "ties": 0, "defects": 0, "failed": 0}
+RERUNS: dict[str, Any] = {
+    "prompts": 3,
+    "limit": 8,
+    "rerun": 3,
+    "equal": 3,
+    "ties": 0,
+    "defects": 0,
+    "failed": 0,
+}
 RERUNS |= OWN
 ARGMAX = {"share": 0.03, "reference_share": 0.025, "passed": True}
 

@@ -9,12 +9,12 @@ import pytest
 
 from bench.errors import UsageError
 from bench.records import tuned
-from bench.records.tuned import FINAL, SEARCH, Entry, Place, Point, Tuned
+from bench.records.tuned import FINAL, SEARCH, Point, Tuned, TunedFor, TunedMethod
 from reports import build
 from tests.reports.fabricate import duel, write_run
 from tests.reports.test_build import Elements, page_of, row_of, words
 
-PLACE = Place("cpu, 2 threads", "eager", "tiny", "0" * 64, "bfloat16")
+PLACE = TunedFor("cpu, 2 threads", "eager", "tiny", "0" * 64, "bfloat16")
 
 
 def point(nodes: int, stage: str = SEARCH, speedup: float = 1.0, **changes: Any) -> Point:
@@ -34,9 +34,9 @@ def point(nodes: int, stage: str = SEARCH, speedup: float = 1.0, **changes: Any)
     return replace(made, **changes)
 
 
-def entry(*points: Point) -> Entry:
+def entry(*points: Point) -> TunedMethod:
     best = max((p for p in points if p.stage == FINAL), key=lambda p: p.speedup)
-    return Entry(best.params, None, {"set": "tuning"}, "0.1.0", {}, points)
+    return TunedMethod(best.params, None, {"set": "tuning"}, "0.1.0", {}, points)
 
 
 CURVE = (
@@ -47,7 +47,7 @@ CURVE = (
 )
 
 
-def tuned_run(folder: Path, *entries: Entry, place: Place = PLACE) -> Path:
+def tuned_run(folder: Path, *entries: TunedMethod, place: TunedFor = PLACE) -> Path:
     """A run folder whose methods were tuned, `fast` first."""
     write_run(folder, duel())
     found = Tuned(place, dict(zip(("fast", "other"), entries, strict=False)))
@@ -97,5 +97,5 @@ def test_same_files_same_bytes_and_each_curve_once(tmp_path: Path) -> None:
 def test_a_damaged_copy_is_refused(tmp_path: Path) -> None:
     folder = tuned_run(tmp_path / "run", entry(*CURVE))
     (folder / tuned.FILE).write_text("{}")
-    with pytest.raises(UsageError, match=r"tuned\.json is no file of tuned parameters"):
+    with pytest.raises(UsageError, match=r"tuned\.json is not a file of tuned parameters"):
         build.load([folder])

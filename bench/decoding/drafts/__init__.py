@@ -1,1 +1,1 @@
-"""What drafts share: weights and cards, strict loading, rank statistics, static trees."""
+"""Shared by draft methods: training contract, weight files, loading, rank statistics, trees."""

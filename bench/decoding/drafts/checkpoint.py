@@ -1,8 +1,7 @@
-"""Published draft weights: where they lie, how they are read, what has to be in them."""
+"""Published draft weights: finding the files, reading tensors, checking names and shapes."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import re
@@ -14,26 +13,26 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-RANDOM = "random"  # instead of a checkpoint: a draft of the published shape, for its cost alone
-SHOWN = 4  # names that a message lists
+RANDOM = "random"  # in place of a checkpoint: random weights of the published shape, to time them
+SHOWN = 4  # names listed in a message
 
 
 class CheckpointError(ValueError):
-    """A file that is no checkpoint, or of another layout or shape: one line."""
+    """A file that is not a checkpoint, or has another layout or shape; the message is one line."""
 
 
 def locate(text: str, names: Sequence[str]) -> Path:
-    """A file or folder of this machine, else the folder with the files `names` of a hub repository.
+    """A local file or folder, or else the folder with the files `names` of a hub repository.
 
-    That folder holds those of the names that the repository has; it is missing where there are
-    none. CheckpointError where `text` is neither, or the hub gives nothing.
+    The folder holds those of the names that the repository has; it does not exist where the
+    repository has none. CheckpointError where `text` is neither, or the hub cannot serve it.
     """
     path = Path(os.path.expanduser(text))
     if text and path.exists():
         return path
     if text.count("/") != 1:
         raise CheckpointError(
-            f"{text} is no file or folder here; give one, or a hub id as organisation/name"
+            f"{text} is no local file or folder; give one, or a hub id as organisation/name"
         )
     from huggingface_hub import errors, snapshot_download
 
@@ -45,36 +44,36 @@ def locate(text: str, names: Sequence[str]) -> Path:
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{text} is no file or folder here, nor in the hub's local cache, and the hub cannot "
+            f"{text} is no local file or folder, nor in the hub's local cache, and the hub cannot "
             "be reached; connect to the network, or give a folder with the files"
         ) from error
-    except Exception as error:  # of the client or its transport, whose types are not public
+    except Exception as error:  # raised by the client's transport, whose types are not public
         raise CheckpointError(
-            f"{text} is no file or folder here and cannot be fetched from the hub "
+            f"{text} is no local file or folder and cannot be fetched from the hub "
             f"({_line(error)}); check the name, and log in if the repository is private"
         ) from error
 
 
 def read(path: Path, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a safetensors or torch file by name, those whose name starts with `prefix`.
+    """The tensors of a safetensors or torch file whose names start with `prefix`.
 
-    They lie on the CPU in the file's own precision, read when they are used where the format
-    allows it. Nothing of the file is executed. CheckpointError where it is no file of tensors.
+    They are on the CPU in the file's own precision, memory-mapped where the format allows it. No
+    code in the file is executed. CheckpointError where the file does not hold tensors by name.
     """
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
                 return {name: file.get_tensor(name) for name in names}
-        mapped = zipfile.is_zipfile(path)  # files of the oldest versions are not
+        mapped = zipfile.is_zipfile(path)  # torch's oldest format is not
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.name} is missing; fetch it") from error
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL (\S+)", str(error))
-        found = f"it asks for {code[1]}" if code else "no plain pickle"
+        found = f"the file imports {code[1]}" if code else "the file is not a plain pickle"
         raise CheckpointError(
-            f"{path.name} is refused: tensors alone are read from a checkpoint, and {found}"
+            f"{path.name} is refused: only tensors are read from a checkpoint, and {found}"
         ) from error
     except Exception as error:  # a broken file raises almost anything
         raise CheckpointError(f"{path.name} cannot be read ({_line(error)}); fetch it") from error
@@ -84,7 +83,7 @@ def read(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 def numbers(where: str, found: Iterable[str], pattern: str) -> int:
-    """How many numbers the group of `pattern` has in the names. CheckpointError at a gap."""
+    """How many numbers the group of `pattern` takes in the names. CheckpointError at a gap."""
     matches = (re.fullmatch(pattern, name) for name in found)
     seen = sorted({int(match[1]) for match in matches if match})
     if seen != list(range(len(seen))):
@@ -102,7 +101,7 @@ def check(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Sequen
     for name in sorted(expected.keys() & found.keys()):
         tensor, shape = found[name], list(expected[name])
         if list(tensor.shape) != shape:
-            faults.append(f"has {name} of {list(tensor.shape)} where {shape} is due")
+            faults.append(f"has {name} of {list(tensor.shape)} where {shape} is expected")
         elif tensor.is_meta or tensor.layout != torch.strided or not tensor.is_floating_point():
             faults.append(f"has {name} without plain floating-point numbers ({tensor.dtype})")
     if faults:
@@ -114,15 +113,6 @@ def some(names: Iterable[str]) -> str:
     listed = [name if name.isprintable() else repr(name) for name in names]
     rest = len(listed) - SHOWN
     return ", ".join(listed[:SHOWN]) + (f" and {rest} more" if rest > 0 else "") or "nothing"
-
-
-def digest(files: Sequence[Path]) -> str:
-    """sha256 of one file, or of the sha256 of several, in hex, one a line."""
-    sums = []
-    for path in files:
-        with path.open("rb") as file:
-            sums.append(hashlib.file_digest(file, "sha256").hexdigest())
-    return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
 def _line(error: BaseException) -> str:

@@ -1,16 +1,16 @@
-"""Static trees of rank paths: in files `{"paths": [[0], [0, 0], [1], ...]}`, best nodes first."""
+"""Static trees of rank paths. A file holds `{"paths": [[0], [0, 0], [1], ...]}`, best first."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import files
 from bench.decoding.drafts.ranks import RankPath
 
-PAPER = "paper"  # the name of a method's published tree shape
+PAPER = "paper"  # names the method's published tree shape
 
 
 def resolve(
@@ -21,8 +21,8 @@ def resolve(
     Args:
         tree: a file, "paper", or None for `own`.
         own: the tree that came with the weights, or None for the paper's.
-        counts: nodes a level of the paper's tree.
-        nodes, depth: what is kept of it.
+        counts: nodes of each level of the paper's tree.
+        nodes, depth: the first `nodes` paths, none deeper than `depth`, are kept.
 
     ValueError, one line, where a tree cannot be read.
     """
@@ -31,12 +31,12 @@ def resolve(
     else:
         paths = parse(own) if tree is None else read(Path(tree))
     kept = [path for path in paths if len(path) <= depth][:nodes]
-    return kept, hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+    return kept, files.sha256_of_bytes(json.dumps(kept).encode())
 
 
 def shaped(counts: Sequence[int]) -> list[RankPath]:
-    """A tree with `counts[j]` nodes at depth j + 1, for a published shape whose rank paths are not
-    known: at each level the children of the level above with the least sum of log(1 + rank)."""
+    """A tree with `counts[j]` nodes at depth j + 1, for a published shape without rank paths: each
+    level takes the children of the level above with the least sum of log(1 + rank)."""
     tree: list[RankPath] = []
     level: list[RankPath] = [()]
     for count in counts:
@@ -48,7 +48,7 @@ def shaped(counts: Sequence[int]) -> list[RankPath]:
 
 
 def read(path: Path) -> list[RankPath]:
-    """The rank paths of a file. ValueError, one line, where it is no tree."""
+    """The rank paths of a file. ValueError, one line, where it is not a tree."""
     try:
         return parse(json.loads(path.read_bytes())["paths"])
     except OSError as error:

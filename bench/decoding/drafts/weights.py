@@ -1,8 +1,7 @@
-"""Trained drafts on disk: our own format, safetensors with a JSON card beside it."""
+"""The file format of trained drafts: safetensors, with a card in its metadata and as JSON."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib import resources
@@ -12,9 +11,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from bench import files
 from bench.decoding.drafts.checkpoint import CheckpointError
+from bench.decoding.drafts.trainable import Draft
+from bench.errors import flat
 
 FORMAT = "chimera-bench-draft-1"
 SCALE = ":scale"  # suffix of the scales of an 8-bit matrix, one for each output channel
@@ -23,13 +25,13 @@ VOCABULARY = "vocabulary"  # int32 [V], target ids, the most frequent in answers
 
 @dataclass(frozen=True)
 class SavedDraft:
-    """What a checkpoint of ours holds.
+    """The content of a file that training wrote.
 
     Attributes:
         config: the draft's own settings.
-        card: as the JSON card beside the file.
+        card: the same as in the JSON file.
         state: float32 tensors by name.
-        vocabulary: int64 [V], the most frequent first.
+        vocabulary: int64 [V], target ids, the most frequent first.
         sha256: of the file.
     """
 
@@ -47,9 +49,9 @@ def quantise(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def save_draft(
-    path: Path, draft: nn.Module, vocabulary: Tensor, card: dict[str, Any], bits: int
+    path: Path, draft: Draft, vocabulary: Tensor, card: dict[str, Any], bits: int
 ) -> None:
-    """Write `draft` as safetensors, matrices in 8 bits or bfloat16, and its JSON card beside it."""
+    """Write `draft` as safetensors, matrices in 8 bits or bfloat16, and its card as JSON."""
     tensors: dict[str, Tensor] = {VOCABULARY: vocabulary.to(torch.int32)}
     for name, tensor in draft.state_dict().items():
         value = tensor.detach().float().cpu()
@@ -59,14 +61,13 @@ def save_draft(
             tensors[name], tensors[name + SCALE] = quantise(value)
         else:
             tensors[name] = value.to(torch.bfloat16)
-    config: Any = draft.config
-    card = {**card, "bits": bits, "config": config.to_dict(), "format": FORMAT}
+    card = {**card, "bits": bits, "config": draft.config.to_dict(), "format": FORMAT}
     card["parameters"] = sum(p.numel() for p in draft.parameters())
     _write(path, tensors, card)
 
 
 def rewrite_card(path: Path, changes: dict[str, Any]) -> None:
-    """Change a saved draft's card, in its file and beside it; tensors stay as they are."""
+    """Change a saved draft's card in both places; the tensors stay as they are."""
     with safe_open(path, "pt") as file:
         card = {**json.loads((file.metadata() or {})["card"]), **changes}
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -74,22 +75,20 @@ def rewrite_card(path: Path, changes: dict[str, Any]) -> None:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], card: dict[str, Any]) -> None:
-    draft = path.with_suffix(".part")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, draft, {"card": json.dumps(card)})
-    draft.replace(path)
-    beside = {**card, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    text = json.dumps(beside, indent=1) + "\n"
-    path.with_suffix(".json").write_text(text, encoding="utf-8")
+    with files.replacing(path) as part:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, part, {"card": json.dumps(card)})
+    beside = {**card, "sha256": files.sha256_of_file(path)}
+    files.write_text(path.with_suffix(".json"), json.dumps(beside, indent=1) + "\n")
 
 
 def read_draft(path: Path) -> SavedDraft:
-    """Read a checkpoint of ours. CheckpointError where it is none."""
+    """Read a file that training wrote. CheckpointError where it is another file."""
     try:
         with safe_open(path, "pt") as file:
             card = json.loads((file.metadata() or {})["card"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CheckpointError(f"{path.name} is no {FORMAT} checkpoint ({error!r})") from error
+        raise CheckpointError(f"{path.name} is not a {FORMAT} checkpoint ({error!r})") from error
     if card.get("format") != FORMAT:
         raise CheckpointError(f"{path.name} has format {card.get('format')!r}, not {FORMAT}")
     vocabulary = tensors.pop(VOCABULARY).long()
@@ -98,15 +97,14 @@ def read_draft(path: Path) -> SavedDraft:
         name: value.float() * scales[name + SCALE] if name + SCALE in scales else value.float()
         for name, value in tensors.items()
     }
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return SavedDraft(card["config"], card, state, vocabulary, sha256)
+    return SavedDraft(card["config"], card, state, vocabulary, files.sha256_of_file(path))
 
 
 @torch.no_grad()
-def randomise(draft: nn.Module, device: torch.device, dtype: torch.dtype, seed: int = 0) -> str:
-    """Give a draft on the meta device normal(0, 0.02) matrices, made on `device` in `dtype`; what
-    scales is 1, what is added 0. Returns a sha256 that stands for the weights: they follow from it.
-    """
+def randomise(draft: Draft, device: torch.device, dtype: torch.dtype, seed: int = 0) -> str:
+    """Give a draft on the meta device normal(0, 0.02) matrices, made on `device` in `dtype`; scales
+    are 1, biases and means 0. Returns the sha256 of the settings and the seed, which determine the
+    weights."""
     draft.to(dtype).to_empty(device=device).requires_grad_(False).eval()
     generator = torch.Generator(device).manual_seed(seed)
     for name, tensor in draft.state_dict().items():
@@ -114,22 +112,21 @@ def randomise(draft: nn.Module, device: torch.device, dtype: torch.dtype, seed: 
             tensor.normal_(0.0, 0.02, generator=generator)
         else:
             tensor.fill_(0.0 if name.endswith(("bias", "mean")) else 1.0)
-    config: Any = draft.config
-    facts = {"draft": type(draft).__name__, "config": config.to_dict(), "seed": seed}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    facts = {"draft": type(draft).__name__, "config": draft.config.to_dict(), "seed": seed}
+    return files.sha256_of_bytes(json.dumps(facts, sort_keys=True).encode())
 
 
 def shipped(package: str, method: str, target: str) -> Path | None:
-    """The weights of `method` for `target` that come with `package` (its `weights` folder)."""
+    """The weights of `method` for `target` that ship in `package`, or None."""
     name = f"{method}-{target.replace(':', '-')}.safetensors"
     path = Path(str(resources.files(package))) / name
     return path if path.is_file() else None
 
 
-def load_state(draft: nn.Module, saved: SavedDraft, name: str) -> None:
-    """Fill `draft`, every key and shape. CheckpointError where they do not fit."""
+def load_state(draft: Draft, saved: SavedDraft, name: str) -> None:
+    """Load saved weights into `draft`. CheckpointError unless every name and shape fits."""
     try:
         draft.load_state_dict(saved.state)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = flat(error)
         raise CheckpointError(f"{name} does not fit its own settings: {reason}") from error

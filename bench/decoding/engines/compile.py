@@ -1,26 +1,32 @@
-"""Engine `compile`: a Llama layer in six to nine kernels, what of drafts has no kernels of ours
-through torch.compile, all in CUDA graphs.
+"""Engine `compile`: a Llama layer in six to nine kernels, draft code without custom kernels through
+torch.compile, all in CUDA graphs.
 
-One row, or a few by small matrices, go through a layer as [norm, q k v] -> [rotate, write to the
-cache, attend] -> [combine] -> [o, add] -> [norm, gate and up, SwiGLU] -> [down, add]; a few rows by
-large matrices have [add, norm] as a kernel of its own, and o and down leave sums that it adds. More
-rows than `shapes.FEW` are the library's. Projections that read the same input are one matrix; the
-modules keep views of it, so no weight is stored twice.
+One row, or a few rows with small matrices, run a layer as [norm, q k v] -> [rotate, write to the
+cache, attend] -> [combine] -> [o, add] -> [norm, gate and up, SwiGLU] -> [down, add]; a few rows
+with large matrices have [add, norm] as a separate kernel, which adds the partial sums of o and
+down. More rows than `shapes.FEW` go to the library. Projections that read the same input are one
+matrix; the modules keep views of it, so no weight is stored twice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo import config as dynamo_config
+from torch.nn import functional as F
 from transformers import LlamaForCausalLM
 
 from bench.decoding.engines import ops, shapes
-from bench.decoding.engines.graph import GraphTarget, StaticBuffers
+from bench.decoding.engines.buffers import StaticBuffers
+from bench.decoding.engines.graph import GraphTarget
 from bench.decoding.target import Function, Step
+
+# Relative error of a product, one rounding of the norm, the result and the residual each
+PRODUCT_NEAR = {torch.float32: 1e-5, torch.bfloat16: 0.01, torch.float16: 0.002}
 
 
 def unsupported(model: Any) -> str | None:
@@ -101,7 +107,7 @@ class CompiledTarget(GraphTarget):
             x, change = self._add(x, attended, layer.o)
             x, inner = self._project(x, change, layer.feed_forward_norm, layer.gate_up, gated=True)
             x, change = self._add(x, inner, layer.down)
-            if k in self._taps:
+            if k in self._taps.states:
                 x, change = x if change is None else x + change.sum(dim=0).to(x.dtype), None
                 taps[k] = x
         _, hidden = ops.add_norm(x, change, self._final, self._eps)
@@ -118,6 +124,43 @@ class CompiledTarget(GraphTarget):
     def _whole(self, rows: int, weight: Tensor) -> bool:
         """Whether one kernel takes the product with norm and residual."""
         return shapes.whole(rows, weight)
+
+    @torch.no_grad()
+    def faulty_product(self, rows: int) -> str | None:
+        for name, found, expected in self._products(rows):
+            off = float((found.double() - expected).norm() / expected.norm())
+            if not off <= PRODUCT_NEAR[self.dtype]:  # NaN is not
+                return f"the product with {name} is off by {off:.1%}"
+        return None
+
+    def _products(self, rows: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(name, the product as a forward has it, the same in float64), each [rows, N], for a layer
+        and the head, with norm, SwiGLU and residual, on random inputs."""
+        layer, head = self._layers[0], self.head().weight
+        generator = torch.Generator(self.device).manual_seed(rows)
+
+        def normal(size: int) -> Tensor:
+            x = torch.randn(rows, size, generator=generator, device=self.device)
+            return x.to(self.dtype)
+
+        x = normal(self.hidden_size)
+        for name, weight, norm, gated in (
+            ("q, k and v", layer.qkv, layer.attention_norm, False),
+            ("gate and up", layer.gate_up, layer.feed_forward_norm, True),
+        ):
+            normed = F.rms_norm(x.double(), x.shape[-1:], norm.double(), self._eps)
+            expected = normed @ weight.double().t()
+            if gated:
+                gate, up = expected.chunk(2, dim=-1)
+                expected = F.silu(gate) * up
+            yield name, self._project(x, None, norm, weight, gated)[1], expected
+        for name, weight in (("o", layer.o), ("down", layer.down)):
+            inner = normal(weight.shape[1])
+            total, change = self._add(x, inner, weight)
+            found = total if change is None else total + change.sum(dim=0).to(total.dtype)
+            yield name, found, x.double() + inner.double() @ weight.double().t()
+        logits = ops.linear(x, head, fixed=self.exact)
+        yield "the head", logits, x.double() @ head.double().t()
 
     def _project(
         self, x: Tensor, change: Tensor | None, norm: Tensor, weight: Tensor, gated: bool = False

@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.decoding.engines import ops, shapes
+from bench.decoding.engines import invariant, shapes
+from bench.decoding.engines.buffers import StaticBuffers
 from bench.decoding.engines.compile import CompiledTarget, unsupported
-from bench.decoding.engines.graph import StaticBuffers
 
 
 class ExactTarget(CompiledTarget):
@@ -41,13 +41,13 @@ class ExactTarget(CompiledTarget):
         w = buffers.width
         if w not in self._tables:
             self._tables[w] = torch.zeros(w, w, dtype=torch.int32, device=self.device)
-        ops.ancestors(buffers.visible, buffers.depths, self._tables[w])
+        invariant.ancestors(buffers.visible, buffers.depths, self._tables[w])
 
     def _attend(self, qkv: Tensor, keys: Tensor, values: Tensor, buffers: StaticBuffers) -> Tensor:
         tree = (buffers.depths, self.length)
-        q = ops.rotate(qkv, self._heads, keys, values, *self._rotation, *tree)
+        q = invariant.rotate(qkv, self._heads, keys, values, *self._rotation, *tree)
         table = self._tables[buffers.width]
-        return ops.attend_in_order(q, keys, values, buffers.depths, table, self.length)
+        return invariant.attend_in_order(q, keys, values, buffers.depths, table, self.length)
 
     def _whole(self, rows: int, weight: Tensor) -> bool:
         return shapes.whole_tile(self.dtype.itemsize, weight)

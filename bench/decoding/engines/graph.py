@@ -7,8 +7,10 @@ GPU the same functions run uncaptured, which is how they are tested.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,13 +19,16 @@ from transformers import AttentionInterface
 
 from bench.decoding.cache import TreeCache, round_up
 from bench.decoding.engines import ops
+from bench.decoding.engines.buffers import StaticBuffers, cropped, pinned
 from bench.decoding.target import Committed, Function, Reading, Step, TargetModel
-from bench.decoding.tree import TokenTree, Topology
+from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict
 
 WIDTHS = (1, 16, 32, 64, 128, 256)  # of captured forwards; a tree takes the next one up
 ROWS = 2048  # cached rows from the start: growing means capturing again
 ATTENTION = "chimera_tree"
+REPLAYS = 30  # timed forwards, the first two of which warm up and capture
+SURELY = 0.97  # of the other's time: far beyond what replays scatter
 
 
 class GraphTarget(TargetModel):
@@ -37,7 +42,10 @@ class GraphTarget(TargetModel):
         AttentionInterface.register(ATTENTION, _attend)
         self.epoch = 0  # goes up when captured addresses are no longer valid
         self._buffers: dict[int, StaticBuffers] = {}
-        self._root_landing = _pinned(1, self.device)
+        self._unpadded: dict[tuple[int, ...], tuple[TokenTree, Step, tuple[TokenTree, Step]]] = {}
+        self._replays = self.device.type == "cuda"
+        self._widths: tuple[int, ...] = WIDTHS
+        self._root_landing = pinned(1, self.device)
         self.reserve(min(ROWS, round_up(self.max_positions)))
 
     @classmethod
@@ -51,15 +59,19 @@ class GraphTarget(TargetModel):
         before = self.cache.capacity
         super().reserve(rows + WIDTHS[-1])
         if self.cache.capacity != before:
-            self.epoch += 1
-            self._buffers.clear()
+            self._start_anew()
 
     def tap(self, *layers: int) -> None:
-        known = len(self._taps)
+        known = len(self._taps.states)
         super().tap(*layers)
-        if len(self._taps) > known:
-            self.epoch += 1
-            self._buffers.clear()
+        if len(self._taps.states) > known:
+            self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Addresses that graphs were captured with are no longer valid."""
+        self.epoch += 1
+        self._buffers.clear()
+        self._unpadded.clear()
 
     def capture(self, function: Function) -> Function:
         return _Captured(self, function)  # type: ignore[return-value]
@@ -112,6 +124,17 @@ class GraphTarget(TargetModel):
         buffers.show(tree)
         return buffers.run()
 
+    def unpad(self, tree: TokenTree, step: Step, width: int) -> tuple[TokenTree, Step]:
+        if tree.width == width:
+            return tree, step
+        if not self._replays:  # nothing is told apart by identity, and every step is a new object
+            return cropped(tree, width), step.first(width)
+        key = (id(tree), id(step), width)
+        if key not in self._unpadded:  # arguments are kept, so that their ids stay theirs
+            own = cropped(tree, width), step.first(width)
+            self._unpadded[key] = tree, step, own
+        return self._unpadded[key][2]
+
     def store_verdict(self, tree: TokenTree, verdict: Verdict) -> Verdict:
         """In the buffers of its width, and counted on the device."""
         kept = self._buffers[tree.width].verdict
@@ -138,12 +161,38 @@ class GraphTarget(TargetModel):
 
     def _buffers_for(self, width: int) -> StaticBuffers:
         """Those of the captured width that takes `width` tokens."""
-        w = next((w for w in WIDTHS if w >= width), None)
+        w = next((w for w in self._widths if w >= width), None)
         if w is None:
             raise ValueError(f"engine {self.engine} takes trees of {WIDTHS[-1]} nodes, not {width}")
         if w not in self._buffers:
-            self._buffers[w] = StaticBuffers(self, w)
+            buffers = StaticBuffers(w, self.device)
+            buffers.run = self.capture(partial(self.run, buffers))
+            self._buffers[w] = buffers
         return self._buffers[w]
+
+    def choose_root_width(self) -> None:
+        """One token runs in the next width's buffers where that is faster: kernels for a few rows
+        can be, by more than SURELY, for the largest matrices."""
+        one, few = WIDTHS[:2]
+        self._widths = WIDTHS
+        seconds = {width: self._forward_seconds(width) for width in (one, few)}
+        if seconds[few] < SURELY * seconds[one]:
+            self._widths = WIDTHS[1:]
+
+    def _forward_seconds(self, width: int) -> float:
+        """Median of a few replays of a forward behind a committed token."""
+        self.prefill([0])
+        chain = self._buffers_for(width).chain()
+        seconds = []
+        for _ in range(REPLAYS):
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            first.record()
+            self.forward(chain)
+            last.record()
+            last.synchronize()
+            seconds.append(first.elapsed_time(last) / 1e3)
+        median: float = statistics.median(seconds)
+        return median
 
     def run(self, buffers: StaticBuffers) -> Step:
         """The forward of what lies in `buffers`, as a function of tensors."""
@@ -162,106 +211,6 @@ class GraphTarget(TargetModel):
         finally:
             self.cache.write_to = None
             self.model.set_attn_implementation(usual)
-
-
-class StaticBuffers:
-    """Buffers of forwards of one width, and of the trees and verdicts that go with them."""
-
-    def __init__(self, target: GraphTarget, width: int) -> None:
-        def numbers(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.long, device=target.device)
-
-        self.width = width
-        self.depths, parents = numbers(width), numbers(width)
-        self._alone = torch.eye(width, dtype=torch.bool, device=target.device)
-        self.visible = self._alone.clone()
-        # length, bonus, path, tokens: what a commit reads, in one piece
-        self.packed = numbers(2 + 2 * width)
-        self.tokens = self.packed[2 + width :]
-        self.landing = _pinned(self.packed.shape[0], target.device)
-        self.verdict = Verdict(self.packed[0], self.packed[2 : 2 + width], self.packed[1])
-        self.run: Callable[[], Step] = target.capture(lambda: target.run(self))
-        acceptable = torch.zeros(width, dtype=torch.bool, device=target.device)
-        # Trees that change at every step are copied into this one.
-        self._moving = _over(parents, acceptable, self.visible, self.depths, lasting=False)
-        self._any = TokenTree(self.tokens, self._moving)
-        self._lasting: dict[int, tuple[Topology, TokenTree]] = {}  # by id of the topology
-        self._shown: Topology | None = None  # whose masks lie in `visible` and `depths`
-        self._chain: TokenTree | None = None
-
-    def take(self, tree: TokenTree) -> TokenTree:
-        """`tree` in these buffers."""
-        w, topology = tree.width, tree.topology
-        self.tokens[:w].copy_(tree.tokens)
-        if topology.lasting:
-            return self._keep(topology)
-        self._fill(self._moving, topology)
-        self._shown = self._moving
-        return self._any
-
-    def chain(self) -> TokenTree:
-        """Every node below the one before: a piece of a prompt."""
-        if self._chain is None:
-            device = self.tokens.device
-            self._chain = self._keep(Topology.of(range(-1, self.width - 1), device))
-        return self._chain
-
-    def show(self, tree: TokenTree) -> None:
-        """Its masks are those that the next forward reads."""
-        if self._shown is not tree.topology:
-            self.visible.copy_(tree.topology.ancestors)
-            self.depths.copy_(tree.topology.depths)
-            self._shown = tree.topology
-
-    def _keep(self, topology: Topology) -> TokenTree:
-        """Its padded form, made once."""
-        if id(topology) not in self._lasting:
-            moving = self._moving
-            padded = _over(
-                torch.zeros_like(moving.parents),
-                torch.zeros_like(self._alone[0]),
-                torch.zeros_like(moving.ancestors),
-                torch.zeros_like(moving.depths),
-                lasting=True,
-                height=topology.height,
-            )
-            self._fill(padded, topology)
-            self._lasting[id(topology)] = topology, TokenTree(self.tokens, padded)
-        return self._lasting[id(topology)][1]
-
-    def _fill(self, padded: Topology, topology: Topology) -> None:
-        """Copy `topology` into a wider one; the nodes behind see themselves alone and are never
-        taken."""
-        w = topology.width
-        assert padded.acceptable is not None
-        padded.parents[:w].copy_(topology.parents)
-        padded.depths[:w].copy_(topology.depths)
-        padded.ancestors.copy_(self._alone)
-        padded.ancestors[:w, :w].copy_(topology.ancestors)
-        padded.acceptable.zero_()
-        if topology.acceptable is None:
-            padded.acceptable[:w].fill_(True)
-        else:
-            padded.acceptable[:w].copy_(topology.acceptable)
-
-
-def _pinned(count: int, device: torch.device) -> Tensor:
-    """int64 [count] on the host, where copies from the device need not wait."""
-    return torch.empty(count, dtype=torch.long, pin_memory=device.type == "cuda")
-
-
-def _over(
-    parents: Tensor,
-    acceptable: Tensor,
-    ancestors: Tensor,
-    depths: Tensor,
-    lasting: bool,
-    height: int | None = None,
-) -> Topology:
-    """A topology whose masks and depths lie in buffers of ours."""
-    topology = Topology(parents, acceptable, lasting, height)
-    topology.__dict__.update(ancestors=ancestors, depths=depths)
-    return topology
 
 
 class _RootCopy:
@@ -329,7 +278,7 @@ class _Captured:
         self._epoch = target.epoch
 
     def __call__(self, *arguments: object) -> Any:
-        if self._target.device.type != "cuda":
+        if not self._target._replays:
             return self._function(*arguments)
         if self._epoch != self._target.epoch:
             self._recordings.clear()
@@ -354,6 +303,7 @@ def _attend(
     value: Tensor,
     attention_mask: Tensor,
     committed: Tensor,
+    scaling: float,
     **_kwargs: object,
 ) -> tuple[Tensor, None]:
     """transformers' attention over the whole cache, of which the committed rows and the tree's
@@ -362,5 +312,5 @@ def _attend(
     query: [1, H, w, D]; key, value: [1, G, rows, D]; mask: bool [1, 1, w, w]; committed: int64 [1].
     """
     q = query[0].transpose(0, 1)
-    out = ops.attend(q, key[0], value[0], committed, attention_mask[0, 0])
+    out = ops.attend(q, key[0], value[0], committed, attention_mask[0, 0], scale=scaling)
     return out[None], None

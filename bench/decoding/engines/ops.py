@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.decoding.engines.shapes import PART, TILE, multiplies
+from bench.decoding.engines.shapes import TILE, multiplies
 
 
 def linear(
@@ -38,7 +38,7 @@ def linear(
         affine: (scale, shift), each [N].
         fixed: the same sums in the same order for a row, however many rows there are.
     """
-    if _on_gpu(x) and (fixed or multiplies(x.shape[0], x.itemsize, weight)):
+    if on_gpu(x) and (fixed or multiplies(x.shape[0], x.itemsize, weight)):
         from bench.decoding.engines import kernels
 
         return kernels.linear(x, weight, norm, eps, halves, bias, silu, residual, affine, fixed)
@@ -58,7 +58,7 @@ def linear(
 def parts(x: Tensor, weight: Tensor, fixed: bool = False) -> Tensor:
     """x [w, K] by weight [N, K] -> [P, w, N], to be summed over P parts of K; `fixed` as `linear`
     has it."""
-    if _on_gpu(x) and (fixed or x.itemsize == 2):
+    if on_gpu(x) and (fixed or x.itemsize == 2):
         from bench.decoding.engines import kernels
 
         return kernels.parts(x, weight, fixed)
@@ -70,7 +70,7 @@ def parts(x: Tensor, weight: Tensor, fixed: bool = False) -> Tensor:
 
 def gated(x: Tensor, weight: Tensor) -> Tensor:
     """x [w, K] by weight [2N, K], a gate and what it gates -> [w, N]: SiLU(gate) * up."""
-    if _on_gpu(x):
+    if on_gpu(x):
         from bench.decoding.engines import kernels
 
         return kernels.gated(x, weight)
@@ -93,7 +93,7 @@ def add_norm(x: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tu
 
     x: [w, K]; change: [P, w, K] as `parts` leaves it, or None.
     """
-    if _on_gpu(x):
+    if on_gpu(x):
         from bench.decoding.engines import kernels
 
         return kernels.add_norm(x, change, weight, eps)
@@ -102,7 +102,13 @@ def add_norm(x: Tensor, change: Tensor | None, weight: Tensor, eps: float) -> tu
 
 
 def attend(
-    q: Tensor, keys: Tensor, values: Tensor, length: Tensor, visible: Tensor, context: bool = True
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    length: Tensor,
+    visible: Tensor,
+    context: bool = True,
+    scale: float | None = None,
 ) -> Tensor:
     """Attention of tree nodes to the committed rows and to the tree's own rows behind them.
 
@@ -112,21 +118,22 @@ def attend(
         length: int64 [1].
         visible: bool [w, m].
         context: False hides the committed rows.
+        scale: of the scores; D ** -0.5 if None.
 
     Returns:
         [w, H, D].
     """
-    if _on_gpu(q) and _fits(q.shape[-1]):
+    if on_gpu(q) and _fits(q.shape[-1]):
         from bench.decoding.engines import kernels
 
-        return kernels.attend(q, keys, values, length, visible, context)
+        return kernels.attend(q, keys, values, length, visible, context, scale)
     rows = torch.arange(keys.shape[1], device=q.device)
     seen = torch.zeros(q.shape[0], keys.shape[1], dtype=torch.bool, device=q.device)
     if context:
         seen |= rows < length
     own = length + torch.arange(visible.shape[1], device=q.device)
     seen = seen.index_copy(1, own, visible)
-    return _sdpa(q, keys, values, seen)
+    return _sdpa(q, keys, values, seen, scale)
 
 
 def attend_rotated(
@@ -154,21 +161,21 @@ def attend_rotated(
     Returns:
         [w, H D].
     """
-    if _on_gpu(qkv) and _fits(keys.shape[-1]):
+    if on_gpu(qkv) and _fits(keys.shape[-1]):
         from bench.decoding.engines import kernels
 
         return kernels.attend_rotated(qkv, heads, keys, values, cos, sin, depths, length, visible)
     w, size, kv_heads = qkv.shape[0], keys.shape[-1], keys.shape[0]
     q, k, v = torch.split(qkv.view(w, -1, size), [heads, kv_heads, kv_heads], dim=1)
     turn = tuple(table[length + depths][:, None] for table in (cos, sin))
-    q, k = (_rotate(x, *turn) for x in (q, k))
+    q, k = (rotated(x, *turn) for x in (q, k))
     rows = length + torch.arange(w, device=qkv.device)
     keys.index_copy_(1, rows, k.transpose(0, 1))
     values.index_copy_(1, rows, v.transpose(0, 1))
     return attend(q, keys, values, length, visible).flatten(1)
 
 
-def place(
+def rotate_rows(
     qkv: Tensor,
     heads: int,
     keys: Tensor,
@@ -196,122 +203,26 @@ def place(
     """
     w, size, kv_heads = qkv.shape[0], keys.shape[-1], keys.shape[0]
     vectors = qkv.view(w, heads + 2 * kv_heads, size)
-    if _on_gpu(qkv):
+    if on_gpu(qkv):
         from bench.decoding.engines import kernels
 
-        kernels.place(qkv, heads, keys, values, cos, sin, length, depth, first, consecutive)
+        kernels.rotate_rows(qkv, heads, keys, values, cos, sin, length, depth, first, consecutive)
         return vectors[:, :heads]
     q, k, v = torch.split(vectors, [heads, kv_heads, kv_heads], dim=1)
     order = torch.arange(w, device=qkv.device)
     position = length + depth + order * consecutive
     turn = tuple(table[position][:, None] for table in (cos, sin))  # [w, 1, D / 2]
-    q, k = (_rotate(x, *turn) for x in (q, k))
+    q, k = (rotated(x, *turn) for x in (q, k))
     rows = length + first + order
     keys.index_copy_(1, rows, k.transpose(0, 1))
     values.index_copy_(1, rows, v.transpose(0, 1))
     return q
 
 
-def rotate(
-    qkv: Tensor,
-    heads: int,
-    keys: Tensor,
-    values: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    depths: Tensor,
-    length: Tensor,
-) -> Tensor:
-    """Rotate a tree's queries and keys; write its keys and values to the cache.
-
-    Args:
-        as `attend_rotated` takes them; the queries of `qkv` may be overwritten.
-
-    Returns:
-        the queries, [w, H, D].
-    """
-    w, size, kv_heads = qkv.shape[0], keys.shape[-1], keys.shape[0]
-    vectors = qkv.view(w, heads + 2 * kv_heads, size)
-    if _on_gpu(qkv):
-        from bench.decoding.engines import kernels
-
-        kernels.rotate(qkv, heads, keys, values, cos, sin, depths, length)
-        return vectors[:, :heads]
-    q, k, v = torch.split(vectors, [heads, kv_heads, kv_heads], dim=1)
-    turn = tuple(table[length + depths][:, None] for table in (cos, sin))
-    q, k = (_rotate(x, *turn) for x in (q, k))
-    rows = length + torch.arange(w, device=qkv.device)
-    keys.index_copy_(1, rows, k.transpose(0, 1))
-    values.index_copy_(1, rows, v.transpose(0, 1))
-    return q
-
-
-def ancestors(visible: Tensor, depths: Tensor, table: Tensor) -> None:
-    """table[i, k] = the node on i's path k levels below the root; other entries stay.
-
-    Args:
-        visible: bool [w, w], each node's path to the root, itself included.
-        depths: int64 [w].
-        table: int32 [w, w], with nothing but indices of nodes in it.
-    """
-    if _on_gpu(visible):
-        from bench.decoding.engines import kernels
-
-        kernels.ancestors(visible, depths, table)
-        return
-    node, above = visible.nonzero(as_tuple=True)
-    table[node, depths[above]] = above.to(table.dtype)
-
-
-def attend_in_order(
-    q: Tensor, keys: Tensor, values: Tensor, depths: Tensor, table: Tensor, length: Tensor
-) -> Tensor:
-    """Attention of each node to its path in order of position, committed rows and ancestors alike:
-    the sums of a drafted path are those of the same tokens once they are committed.
-
-    Args:
-        q: [w, H, D], rotated.
-        keys, values: [G, rows, D]; rows `length` .. `length + w - 1` are the tree's.
-        depths: int64 [w].
-        table: int32 [w, w] as `ancestors` leaves it.
-        length: int64 [1].
-
-    Returns:
-        [w, H D].
-    """
-    w, heads, size = q.shape
-    kv_heads = keys.shape[0]
-    if _on_gpu(q):
-        from bench.decoding.engines import kernels
-
-        return kernels.attend_in_order(q, heads, keys, values, depths, table, length)
-    last = length + depths  # [w], positions
-    s = torch.arange(int(last.max()) // PART * PART + PART, device=q.device)
-    path = table.gather(1, (s[None] - length).clamp(0, w - 1).expand(w, -1)).long()
-    seen = s <= last[:, None]  # [w, S]
-    rows = torch.where(seen, torch.where(s < length, s, length + path), 0)
-    x = q.view(w, kv_heads, -1, size).float() * size**-0.5  # [w, G, H / G, D]
-    group = x.shape[2]
-    x = F.pad(x, (0, 0, 0, -group % TILE))  # products of one shape, however few heads share a key
-    top = torch.full((*x.shape[:3], 1), -torch.inf, device=q.device)
-    weight, acc = torch.zeros_like(top), torch.zeros_like(x)
-    for rows_of_part, live in zip(
-        torch.split(rows, PART, 1), torch.split(seen, PART, 1), strict=True
-    ):
-        k, v = (t[:, rows_of_part].transpose(0, 1).float() for t in (keys, values))  # [w, G, P, D]
-        score = (x @ k.transpose(2, 3)).masked_fill(~live[:, None, None], -torch.inf)
-        new = torch.maximum(top, score.amax(dim=3, keepdim=True))
-        p, fade = torch.exp(score - new), torch.exp(top - new)
-        weight = weight * fade + p.sum(dim=3, keepdim=True)
-        acc = acc * fade + p @ v
-        top = new
-    return (acc / weight)[:, :, :group].to(q.dtype).reshape(w, heads * size)
-
-
 def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """(values, indices), each [n, count]: the largest of each row of [n, V], best first, in
     float32; and the row's log-sum-exp [n]."""
-    if _on_gpu(logits) and count <= 16:
+    if on_gpu(logits) and count <= 16:
         from bench.decoding.engines import kernels
 
         return kernels.top(logits, count)
@@ -322,7 +233,7 @@ def top(logits: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def argmax(logits: Tensor) -> Tensor:
     """int64 [n]: where each row of [n, V] is largest, the lowest index among equals."""
-    if _on_gpu(logits):
+    if on_gpu(logits):
         from bench.decoding.engines import kernels
 
         return kernels.top(logits, 1)[1].squeeze(1)
@@ -332,7 +243,7 @@ def argmax(logits: Tensor) -> Tensor:
 def embed(tokens: Tensor, weight: Tensor, standard: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Rows [n, d] of weight [V, d] for tokens int64 [n]; standardised by (mean, scale), each [d]:
     (e - mean) / scale."""
-    if _on_gpu(weight):
+    if on_gpu(weight):
         from bench.decoding.engines import kernels
 
         return kernels.embed(tokens, weight, standard)
@@ -374,7 +285,7 @@ def sprout(
         place: int64 [m], each node's place among those expanded next, in order, or -1.
         expanded: k.
     """
-    if _on_gpu(weight):
+    if on_gpu(weight):
         from bench.decoding.engines import kernels
 
         return kernels.sprout(
@@ -398,7 +309,7 @@ def move(rows: Tensor, length: Tensor, path: Tensor, accepted: Tensor, height: i
     """
     if height == 0:
         return
-    if _on_gpu(rows) and _fits(rows.shape[-1]):
+    if on_gpu(rows) and _fits(rows.shape[-1]):
         from bench.decoding.engines import kernels
 
         kernels.move(rows, length, path, accepted, height)
@@ -408,7 +319,8 @@ def move(rows: Tensor, length: Tensor, path: Tensor, accepted: Tensor, height: i
     rows.index_copy_(-2, first + torch.arange(1, height + 1, device=rows.device), kept)
 
 
-def _on_gpu(x: Tensor) -> bool:
+def on_gpu(x: Tensor) -> bool:
+    """Whether kernels take x; otherwise the definitions in plain torch run."""
     return x.is_cuda
 
 
@@ -417,19 +329,20 @@ def _fits(size: int) -> bool:
     return size in (32, 64, 128, 256)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x [w, heads, D] by cos, sin [w, 1, D / 2], in float32 as the kernel does."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
-def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor) -> Tensor:
+def _sdpa(q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float | None) -> Tensor:
     """q [w, H, D] over keys, values [G, rows, D] under bool [w, rows] -> [w, H, D]."""
     out = F.scaled_dot_product_attention(
         q.transpose(0, 1)[None],
         keys[None],
         values[None],
         attn_mask=seen[None, None],
+        scale=scale,
         enable_gqa=keys.shape[0] != q.shape[1],
     )
     return out[0].transpose(0, 1)

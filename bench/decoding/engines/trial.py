@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -32,10 +33,20 @@ def make(model: Any, name: str, engine: str) -> tuple[TargetModel, str | None]:
     reason = kind.unavailable(model)
     if reason is None:
         target = kind(model, name)
-        reason = None if engine == EAGER else trial(target)
+        reason = None if engine == EAGER else trial(target, *_extent(target))
         if reason is None:
+            if target.device.type == "cuda":
+                target.choose_root_width()
             return target, None
     return EagerTarget(model, name), f"{engine} cannot run here: {reason}"
+
+
+def _extent(target: TargetModel) -> tuple[Sequence[int], Sequence[int]]:
+    """(widths, contexts) to try: all that are captured on a GPU. Elsewhere every width runs the
+    same code, and a long trial would cost more than the run."""
+    if target.device.type == "cuda":
+        return WIDTHS, CONTEXTS
+    return WIDTHS[:2], CONTEXTS[:1]
 
 
 def load(engine: str) -> type[TargetModel]:
@@ -46,32 +57,45 @@ def load(engine: str) -> type[TargetModel]:
 
 
 @torch.no_grad()
-def trial(target: TargetModel) -> str | None:
+def trial(
+    target: TargetModel, widths: Sequence[int] = WIDTHS, contexts: Sequence[int] = CONTEXTS
+) -> str | None:
     """Why the engine's forwards fail on this device, in one line: the error they raised (such as a
     kernel that needs more shared memory than the chip has), how far a node's logits are from those
     of plain forwards, or, where the engine promises it, a path whose logits are not those of one
     token at a time, bit for bit. None where they work.
 
-    Every captured width is tried behind a short context and a long one.
+    Every width is tried behind every context; products of kernels are compared with float64 at
+    every width.
     """
     plain = EagerTarget(target.model, target.name)
-    for tokens in CONTEXTS:
+    for width in widths:
+        why = _or_error(partial(target.faulty_product, width))
+        if why is not None:
+            return f"{width} rows: {why}"
+    for tokens in contexts:
         tokens = max(min(tokens, target.max_positions - DEEPEST), 1)
         prompt = [(7 * i * i + i) % target.vocab_size for i in range(tokens)]
         plain.reserve(len(prompt) + WIDTHS[-1])
         plain.prefill(prompt)
-        expected = {width: plain.forward(_tree(plain, width)).logits for width in WIDTHS}
-        path = _one_at_a_time(plain, _tree(plain, NOISE_WIDTH))
-        noise = max(_off(logits, expected[NOISE_WIDTH][node]) for node, logits in path)
+        expected = {width: plain.forward(_tree(plain, width)).logits for width in widths}
+        widest = min(NOISE_WIDTH, max(widths))
+        path = _one_at_a_time(plain, _tree(plain, widest))
+        noise = max(_off(logits, expected[widest][node]) for node, logits in path)
         near = max(NEAR[target.dtype], 2 * noise)
-        for width in WIDTHS:
-            try:
-                why = _try(target, prompt, expected[width], near)
-            except Exception as error:  # whatever a compiler or the device raises
-                why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        for width in widths:
+            why = _or_error(partial(_try, target, prompt, expected[width], near))
             if why is not None:
                 return f"width {width}, context {len(prompt)}: {why}"
     return None
+
+
+def _or_error(check: Callable[[], str | None]) -> str | None:
+    """What the check says, or the first line of what a compiler or the device raised in it."""
+    try:
+        return check()
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _try(target: TargetModel, prompt: Sequence[int], expected: Tensor, near: float) -> str | None:

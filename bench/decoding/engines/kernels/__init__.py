@@ -5,7 +5,7 @@ later a kernel is launched while the one before still runs (programmatic depende
 its weights at once and waits before it reads what others wrote.
 """
 
-from bench.decoding.engines.kernels.attention import attend, attend_rotated, place
+from bench.decoding.engines.kernels.attention import attend, attend_rotated, rotate_rows
 from bench.decoding.engines.kernels.choice import top
 from bench.decoding.engines.kernels.invariant import ancestors, attend_in_order, rotate
 from bench.decoding.engines.kernels.products import add_norm, gated, linear
@@ -23,8 +23,8 @@ __all__ = [
     "linear",
     "move",
     "parts",
-    "place",
     "rotate",
+    "rotate_rows",
     "sprout",
     "top",
 ]

@@ -190,7 +190,7 @@ def _combine(
 
 
 @triton.jit
-def _place(
+def _rotate_rows(
     qkv,
     keys,
     values,
@@ -229,7 +229,7 @@ def _place(
     tl.store(goal + HALF + d, b)
 
 
-def place(
+def rotate_rows(
     qkv: Tensor,
     heads: int,
     keys: Tensor,
@@ -242,7 +242,7 @@ def place(
     consecutive: bool,
 ) -> None:
     kv_heads, _, size = keys.shape
-    _place[(qkv.shape[0], heads + 2 * kv_heads)](
+    _rotate_rows[(qkv.shape[0], heads + 2 * kv_heads)](
         qkv,
         keys,
         values,
@@ -269,12 +269,14 @@ def attend(
     length: Tensor,
     visible: Tensor,
     context: bool,
+    scale: float | None = None,
 ) -> Tensor:
     """Keys and values of the tree lie in the cache behind the committed rows."""
     n, heads, size = q.shape
     return _attention(
-        q, q.stride(0), keys, values, q, q, 0, None, None, length, length, visible, heads, context
-    ).view(n, heads, size)
+        q, q.stride(0), keys, values, q, q, 0, None, None, length, length, visible,
+        heads, context, scale,
+    ).view(n, heads, size)  # fmt: skip
 
 
 def attend_rotated(
@@ -313,6 +315,7 @@ def _attention(
     visible: Tensor,
     heads: int,
     context: bool,
+    scale: float | None = None,
 ) -> Tensor:
     nodes, fresh = visible.shape
     kv_heads, _, size = keys.shape
@@ -341,7 +344,7 @@ def _attention(
         sums,
         nodes,
         fresh,
-        size**-0.5,
+        size**-0.5 if scale is None else scale,
         q_stride,
         fresh_stride,
         keys.stride(0),

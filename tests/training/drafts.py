@@ -38,6 +38,26 @@ MODELS: dict[str, Callable[[], LlamaForCausalLM]] = {
 }
 
 
+# A chat template whose slots end in one token.
+TEMPLATE = (
+    "go{% for m in messages %}{{ '+' if m['role'] == 'user' else '=' }}{{ m['content'] }}"
+    "<eos>{% endfor %}{% if add_generation_prompt %}={% endif %}"
+)
+
+
+def chat_target(folder: Path, vocab: int = 320) -> str:
+    """Save a model that often says the token that ends a slot, with TEMPLATE."""
+    eos = 256
+    model = predictable(vocab=vocab, favourite=eos)[0]
+    model.config.eos_token_id = model.config.pad_token_id = eos
+    model.generation_config.eos_token_id = eos
+    model.save_pretrained(folder)
+    words = tokenizer(vocab, 2048)
+    words.chat_template = TEMPLATE
+    words.save_pretrained(folder)
+    return str(folder)
+
+
 def answers(model: LlamaForCausalLM, temperature: float) -> tuple[Tensor, Tensor]:
     """(ids int64 [n, T], roles [n, T]): what `model` says after a few random tokens."""
     vocab = model.config.vocab_size

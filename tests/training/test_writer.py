@@ -19,8 +19,10 @@ from bench.questions import registry
 from bench.questions import sets as prompts
 from bench.targets.synthetic import predictable, tokenizer
 from bench.training.conversations import Conversation
-from bench.training.distill import DistillConfig, batch_of, distill
+from bench.training.distill import DistillConfig, distill
+from bench.training.given import batch_of
 from bench.training.writer import Writer, WriterSettings
+from tests.training.drafts import TEMPLATE, chat_target
 
 VOCAB, END = 64, 63
 OPENING, TURN, NEXT = (9, 3), (END, 5, 6), (END, 7)
@@ -166,25 +168,11 @@ def test_a_writer_starts_anew_with_every_batch(model: LlamaForCausalLM) -> None:
 
 # Folders of conversations
 
-TEMPLATE = (
-    "go{% for m in messages %}{{ '+' if m['role'] == 'user' else '=' }}{{ m['content'] }}"
-    "<eos>{% endfor %}{% if add_generation_prompt %}={% endif %}"
-)
-
 
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a model that often says the token that ends a slot."""
-    folder = tmp_path_factory.mktemp("targets") / "small"
-    eos = 256
-    model = predictable(vocab=320, favourite=eos)[0]
-    model.config.eos_token_id = model.config.pad_token_id = eos
-    model.generation_config.eos_token_id = eos
-    model.save_pretrained(folder)
-    words = tokenizer(320, 2048)
-    words.chat_template = TEMPLATE
-    words.save_pretrained(folder)
-    return str(folder)
+    return chat_target(tmp_path_factory.mktemp("targets") / "small")
 
 
 def config(target: str, out: Path, **changes: Any) -> DistillConfig:
@@ -230,7 +218,7 @@ def test_the_slots_of_a_template() -> None:
     with pytest.raises(UsageError, match="without a token of its own"):
         Conversation.of(words, None)
     words.chat_template = "{{ messages[0]['content'] | upper }}"
-    with pytest.raises(UsageError, match="give --prompts instead"):
+    with pytest.raises(UsageError, match="changes the text of its messages"):
         Conversation.of(words, None)
 
 

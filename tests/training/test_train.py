@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from bench.decoding.decoder import TargetInfo
+from bench.decoding.drafts import trainable
 from bench.decoding.drafts.weights import read_draft
 from bench.errors import UsageError
-from bench.training.train import TrainConfig, Trainer, sample_anchors
-from chimera.variants import ARMS
-from tests.chimera import drafts
-from tests.chimera.drafts import METHODS, PREDICTABLE, RUNS
+from bench.training.anchors import sample_anchors
+from bench.training.train import TrainConfig, Trainer
+from tests.training import drafts
+from tests.training.drafts import METHODS, PREDICTABLE, RUNS
 
 ABLATIONS = ("chimera_unigram", "chimera_no_context", "chimera_heads_o", "chimera_no_distil")
 VOCAB = 64
@@ -62,7 +63,7 @@ def test_the_card_tells_how_a_draft_was_made(method: str) -> None:
     assert card["sha256"] == saved.sha256
     assert {key: value for key, value in card.items() if key != "sha256"} == saved.card
     assert (card["method"], card["seed"], card["target"]) == (method, 0, PREDICTABLE)
-    assert card["distil_weight"] == ARMS[method].distil
+    assert card["distil_weight"] == trainable.load(method).distil
     assert card["recipe"]["steps"] == run["steps"]
     assert not {"out", "data", "device"} & set(card["recipe"]), "no paths"
     assert card["data"]["sequences"] == drafts.SEQUENCES
@@ -134,7 +135,7 @@ def test_seeds_are_runs_of_their_own(tmp_path: Path) -> None:
 def test_ablations_are_of_one_size() -> None:
     for target in (TargetInfo("a", 96, 64, 2), TargetInfo("b", 576, 1000, 30)):
         sizes = {
-            sum(parameter.numel() for parameter in ARMS[name].make(target).parameters())
+            sum(parameter.numel() for parameter in trainable.load(name).build(target).parameters())
             for name in ("chimera", *ABLATIONS)
         }
         assert len(sizes) == 1
@@ -146,7 +147,9 @@ def test_ablations_train(tmp_path: Path) -> None:
     for name in ABLATIONS:
         curve = losses(tmp_path, f"{name}-0")
         assert curve[-1] < curve[0]
-        assert read_draft(tmp_path / f"{name}-0.safetensors").card["note"] == ARMS[name].note
+        assert (
+            read_draft(tmp_path / f"{name}-0.safetensors").card["note"] == trainable.load(name).note
+        )
 
 
 def test_hard_labels_and_a_cut_vocabulary(tmp_path: Path) -> None:
@@ -182,7 +185,10 @@ def test_anchors_lie_in_answers_and_weights_end_with_them() -> None:
     ("changes", "match"),
     [
         ({"method": ("chimaera",)}, "unknown method 'chimaera'; choose from chimera"),
-        ({"data": ("nowhere",)}, "nowhere holds no data card; run python -m chimera.distill"),
+        (
+            {"data": ("nowhere",)},
+            "nowhere holds no data card; run python -m bench.training.distill",
+        ),
         ({"model": "synthetic:tiny"}, "written by synthetic:predictable, not synthetic:tiny"),
         ({"held_out": 5000}, "cannot spare 5000; write more data"),
     ],

@@ -1,0 +1,130 @@
+"""Decoders with a draft model: which weights it has, and which static tree."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar, Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from bench.decoding.decoder import Settings, TargetInfo, TreeDecoder
+from bench.decoding.drafts import static_trees
+from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError
+from bench.decoding.drafts.ranks import RankPath
+from bench.decoding.drafts.trainable import Draft
+from bench.decoding.drafts.weights import load_state, read_draft, shipped
+from bench.decoding.target import TargetModel
+from bench.files import sha256_of_files
+
+Model = TypeVar("Model", bound=Draft)
+
+
+class PublishedLayouts(Protocol):
+    """What a module about a method's published checkpoints offers."""
+
+    def locate(self, text: str, /) -> Path:
+        """A path, or the local copy of a hub id. CheckpointError if it is neither."""
+
+    def recognises(self, location: Path, /) -> bool:
+        """Whether a location is a published checkpoint, not a file written by training."""
+
+    def files(self, location: Path, /) -> list[Path]:
+        """The files with the draft's weights. CheckpointError if there are none."""
+
+
+class DraftModelDecoder(TreeDecoder, Generic[Model]):
+    """A tree decoder with a draft model.
+
+    The weights are those that ship for the target, a file written by training, a published
+    checkpoint or random ones, as `Settings.checkpoint` says.
+
+    Attributes:
+        trained_as: the draft's name in training, and in the names of shipped files.
+        package: holds the shipped files.
+        layouts: reads the published checkpoints.
+        paper_tree: nodes of each level of the published tree.
+        draft_model: class of the draft model.
+    """
+
+    takes_checkpoint: ClassVar[bool] = True
+    trained_as: ClassVar[str]
+    package: ClassVar[str]
+    layouts: ClassVar[PublishedLayouts]
+    paper_tree: ClassVar[Sequence[int]]
+    draft_model: type[Model]
+
+    @classmethod
+    def unavailable(cls, target: TargetInfo, settings: Settings) -> str | None:
+        name = cls.trained_as
+        if settings.checkpoint or shipped(cls.package, name, target.name):
+            return None
+        return (
+            f"no {name} weights for {target.name}; run "
+            f"python -m bench.training.distill --model {target.name} and "
+            f"python -m bench.training.train --model {target.name} --method {name}, then pass "
+            f"--checkpoint {cls.name}=trained/{name}-0.safetensors"
+        )
+
+    @classmethod
+    def weights_sha256(cls, target: TargetInfo, settings: Settings) -> str | None:
+        location = cls._locate(target.name, settings.checkpoint)
+        published = cls.layouts.recognises(location)
+        return sha256_of_files(cls.layouts.files(location) if published else [location])
+
+    @classmethod
+    def _locate(cls, target: str, checkpoint: str | None) -> Path:
+        if checkpoint:
+            return cls.layouts.locate(checkpoint)
+        path = shipped(cls.package, cls.trained_as, target)
+        if path is None:
+            raise CheckpointError(f"no {cls.trained_as} weights for {target}")
+        return path
+
+    @abstractmethod
+    def load_published(self, target: TargetModel, location: Path) -> tuple[Model, str]:
+        """The draft of a published checkpoint, and the sha256 of its files."""
+
+    @abstractmethod
+    def random_draft(self, target: TargetModel) -> tuple[Model, str]:
+        """A draft of the published shape with random weights, and a sha256 that identifies it."""
+
+    def load_draft(self, target: TargetModel, settings: Settings) -> tuple[Model, Tensor, object]:
+        """The draft, ready for inference; its vocabulary int64 [V']; the static tree that came with
+        it, or None. Sets `checkpoint_sha256` and `draft_parameters`."""
+        vocabulary, tree = torch.arange(target.vocab_size), None
+        if settings.checkpoint == RANDOM:
+            draft, self.checkpoint_sha256 = self.random_draft(target)
+        else:
+            location = self._locate(target.name, settings.checkpoint)
+            if self.layouts.recognises(location):
+                draft, self.checkpoint_sha256 = self.load_published(target, location)
+            else:
+                draft, vocabulary, tree = self._load_trained(target, location)
+        draft.to(target.device, target.dtype).requires_grad_(False).eval()
+        self.draft_parameters = sum(p.numel() for p in draft.parameters())
+        return draft, vocabulary, tree
+
+    def _load_trained(self, target: TargetModel, path: Path) -> tuple[Model, Tensor, object]:
+        saved = read_draft(path)
+        self.checkpoint_sha256 = saved.sha256
+        draft = self.draft_model.from_dict(saved.config)
+        size = draft.config.hidden_size
+        if size != target.hidden_size:
+            raise CheckpointError(
+                f"{path.name} is for hidden size {size}, and {target.name} has {target.hidden_size}"
+            )
+        load_state(draft, saved, path.name)
+        return draft, saved.vocabulary, saved.card.get("tree")
+
+    def static_tree(
+        self, settings: Settings, own: object, nodes: int, depth: int
+    ) -> list[RankPath]:
+        """The first `nodes` rank paths, none deeper than `depth`, of the tree that the settings
+        name, of the draft's own tree or of the published one. Sets `tree_sha256`."""
+        paths, self.tree_sha256 = static_trees.resolve(
+            settings.tree, own, self.paper_tree, nodes, depth
+        )
+        return paths
