@@ -16,7 +16,7 @@ from bench.statistics import Floats, interval
 
 # A row fails where the whole interval of the difference lies above MARGIN. Methods emit different
 # texts after their first difference, and texts differ in their number of near ties: over 16 prompts
-# of MT-Bench, shares of correct methods were up to 0.9 points above the reference's (SmolLM2, H200).
+# of MT-Bench, correct methods were up to 0.9 points above the reference (SmolLM2 on an H200).
 # Rarer errors show as first differences with a gap that rounding does not explain.
 MARGIN = 0.01
 # A row passes where the interval ends below this; otherwise its answers are too few.
