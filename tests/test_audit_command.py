@@ -11,6 +11,7 @@ import torch
 
 from baselines.autoregressive import Autoregressive
 from bench.audit import __main__ as command
+from bench.audit import argmax
 from bench.audit import outputs as audit_outputs
 from bench.audit.__main__ import main
 from bench.decoding.decoder import Block
@@ -56,6 +57,17 @@ class Rounding(Autoregressive):
         for number, block in enumerate(super().decode(prompt_ids, sampling)):
             off = half and number == 4
             yield Block(((block.ids[0] + 1) % (VOCAB - 1),), depth=0) if off else block
+
+
+class Unlucky(Rounding):
+    """The same, but it fails in float32."""
+
+    name: ClassVar[str] = "unlucky"
+
+    def decode(self, prompt_ids: Sequence[int], sampling: Sampling) -> Iterator[Block]:
+        if self.target.dtype == torch.float32:
+            raise RuntimeError("no float32")
+        return super().decode(prompt_ids, sampling)
 
 
 class Colder(Autoregressive):
@@ -173,6 +185,21 @@ def test_half_precision_is_decoded_again_in_float32(
     same = kind is Rounding
     assert (reruns["equal"], reruns["defects"]) == ((2, 0) if same else (0, 2))
     assert len(reruns["found"]) == (0 if same else 2)
+
+
+def test_a_rerun_that_fails_fails_the_audit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(monkeypatch, Unlucky)
+    assert run("--out", "run", "--methods", "unlucky", "--dtype", "bfloat16") == 0
+    monkeypatch.setattr(audit_outputs, "NOISES", 1e6)  # its differences are ties
+    monkeypatch.setattr(argmax, "MARGIN", 1.0)
+    assert main(["run", "--reruns", "2", "--draws", "0"]) == 1
+    (row,) = rows().values()
+    assert row["defects"] == 0
+    assert (row["reruns"]["rerun"], row["reruns"]["failed"]) == (2, 2)
+    assert row["reruns"]["found"][0]["error"] == "RuntimeError: no float32"
+    assert "AUDIT FAILED" in capsys.readouterr().out
 
 
 # Samplers

@@ -22,6 +22,7 @@ from bench.run import methods, plan
 from bench.run.config import RunConfig
 from bench.targets import registry as targets
 from bench.training import distill, train, trees
+from reports.measures.matches import LOSSLESS
 from tests import harness
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -198,3 +199,7 @@ def test_question_sets_have_their_sizes() -> None:
     for name, entry in REGISTRY.items():
         row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
         assert row.split("|")[2].split(",")[0].strip() == str(entry.questions)
+
+
+def test_lossless_is_defined_in_the_words_of_the_report() -> None:
+    assert f"- **Lossless**: {LOSSLESS}" in " ".join(README.split())

@@ -22,7 +22,9 @@ from bench.records.runs import PAIRED, REFERENCE, STOCK_ENGINE, Record, label
 
 FLOAT32_GAP = 1e-3
 NOISE_TOKENS = 64  # before the difference, over which the noise of two logits is measured
-NOISES = 6  # a tie's gap in half precision is at most so many times the noise
+# A tie's gap in half precision is at most so many times the noise. Of 180 first differences of
+# correct methods (SmolLM2, H200) the median was 0.95, the largest 3.8.
+NOISES = 6
 TIE, DEFECT = "tie", "defect"
 UNEXPLAINED = "unexplained"  # half precision without float32 forwards, as at a run's end
 
