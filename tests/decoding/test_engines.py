@@ -230,9 +230,9 @@ def raising(*_: Any, **_more: Any) -> Tensor:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (doubled_at(16), "width 16, context 60: a node's logits are off by"),
-        (doubled_at(64), "width 64, context 60: a node's logits are off by"),
-        (without_rows, "width 1, context 60: a node's logits are off by"),
+        (doubled_at(16), "width 16, context 60: logits are off by"),
+        (doubled_at(64), "width 64, context 60: logits are off by"),
+        (without_rows, "width 1, context 60: logits are off by"),
         (raising, "width 1, context 60: RuntimeError: out of resource"),
     ],
 )
@@ -261,7 +261,7 @@ def test_a_causal_mask_in_one_layer_fails_the_trial(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(ops, "attend", causal)
     found = engines.trial(CompiledTarget(tiny_model(100, layers=LAYERS)))
     assert found is not None
-    assert found.startswith("width 16, context 60: a node's logits")
+    assert found.startswith("width 16, context 60: logits")
 
 
 def test_sums_that_depend_on_the_width_fail_the_trial_of_exact(
