@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.decoding.drafts.checkpoint import some
@@ -73,7 +74,7 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = source.read(AutoTokenizer)
     except Exception as error:  # a broken file raises almost anything
-        raise UsageError(_tokenizer_problem(source.name, error)) from error
+        raise UsageError(_tokenizer_problem(source, error)) from error
     return tokenizer
 
 
@@ -156,17 +157,19 @@ def check_eos(name: str, eos_ids: Iterable[int], size: int) -> None:
         )
 
 
-def _tokenizer_problem(name: str, error: BaseException) -> str:
-    """Why the tokenizer does not load; transformers names tiktoken where it finds neither of the
-    packages that read a tokenizer.model."""
+def _tokenizer_problem(source: Source, error: BaseException) -> str:
+    """Why the tokenizer does not load. Where the packages that read a tokenizer.model are missing,
+    transformers names them or tiktoken whatever the reason, so a folder is looked at."""
     from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
+    folder = Path(source.location)
+    bare = folder.is_dir() and not [*folder.glob("*.model"), *folder.glob("tokenizer.json")]
+    if bare and re.search("tokenizer|sentencepiece|tiktoken", str(error), re.IGNORECASE):
+        return f"{source.name} cannot be loaded: it has neither tokenizer.json nor tokenizer.model"
     readable = is_sentencepiece_available() and is_protobuf_available()
     if not readable and re.search("sentencepiece|protobuf|tiktoken", str(error), re.IGNORECASE):
         return (
-            f"{name}: its tokenizer needs the packages sentencepiece and protobuf; "
+            f"{source.name}: its tokenizer needs the packages sentencepiece and protobuf; "
             "run pip install 'chimera-bench[sentencepiece]'"
         )
-    if "backend tokenizer" in str(error):  # transformers lists what it tried
-        return f"{name} cannot be loaded: it has neither tokenizer.json nor tokenizer.model"
-    return f"{name} cannot be loaded: its tokenizer: {first_line(error)}"
+    return f"{source.name} cannot be loaded: its tokenizer: {first_line(error)}"
