@@ -90,7 +90,7 @@ def _synthetic(name: str) -> Target:
     return Target(name, "Apache-2.0", None, source, "synthetic")
 
 
-def _packaged(package: packaged.Package) -> Target:
+def packaged_target(package: packaged.Package) -> Target:
     return Target(
         name=package.name,
         licence=package.licence,
@@ -105,7 +105,7 @@ def _packaged(package: packaged.Package) -> Target:
 TARGETS = {
     target.name: target
     for target in (
-        *map(_packaged, packaged.PACKAGES.values()),
+        *map(packaged_target, packaged.PACKAGES.values()),
         _vicuna("7b", "13.5", "236eeeab96f0dc2e463f2bebb7bb49809279c6d6"),
         _vicuna("13b", "26.0", "6566e9cb1787585d1147dcf4f9bc48f29e1328d2"),
         _vicuna("33b", "65.1", "ef8d6becf883fb3ce52e3706885f761819477ab4"),
