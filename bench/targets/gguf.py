@@ -51,10 +51,14 @@ class Version(NamedTuple):
 
 
 def check(path: Path) -> None:
-    """UsageError for a file that does not start as GGUF does."""
-    with path.open("rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            raise UsageError(f"{path.name} is no GGUF file; fetch it again")
+    """UsageError for a file that cannot be opened, or does not start as GGUF does."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(MAGIC))
+    except OSError as error:
+        raise UsageError(f"{path.name} cannot be read ({error.strerror})") from error
+    if start != MAGIC:
+        raise UsageError(f"{path.name} is no GGUF file; fetch it again")
 
 
 def sha256(path: Path) -> str:

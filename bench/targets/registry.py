@@ -181,7 +181,7 @@ def status(target: Target) -> str | None:
     if target.kind == "hub":
         find = partial(_in_hub_cache, target)
         ready = find("config.json") and files.weights(find)
-        return None if ready else f"to be fetched on first use ({target.source}, {target.size})"
+        return None if ready else f"to be fetched on first use ({target.source})"
     if target.kind == "folder":
         try:
             files.check(target.name, Path(_location(target)))
