@@ -44,9 +44,9 @@ def oldest(session: nox.Session) -> None:
     """Targets and decoders, on `eager` and `compile`, with the oldest supported transformers."""
     install(session, "test")
     session.install(OLDEST)
-    files = ["tests/test_targets.py", "tests/decoding/test_conformance.py"]
-    files.append("tests/decoding/test_engines.py")
-    chosen = "test_targets or greedy_ids or (lengths_equal_eager and compile)"
+    files = ["tests/test_targets.py", "tests/test_gguf.py"]
+    files += ["tests/decoding/test_conformance.py", "tests/decoding/test_engines.py"]
+    chosen = "test_targets or test_gguf or greedy_ids or (lengths_equal_eager and compile)"
     command = ["pytest", "-n", "2", "--dist", "loadfile", *files, "-k", chosen]
     session.run(*command, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 

@@ -2,9 +2,7 @@
 
 import hashlib
 import json
-import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +14,8 @@ from huggingface_hub import errors
 from transformers import DynamicCache, LlamaForCausalLM
 
 from bench.errors import UsageError
+from bench.targets import packaged, synthetic
 from bench.targets import registry as targets
-from bench.targets import smollm2, synthetic
 
 EXPECTED_PARAMETERS = {
     "synthetic:llama-7b": 6_738_415_616,
@@ -206,7 +204,7 @@ def test_what_the_hub_refuses_is_one_line(
     with pytest.raises(UsageError, match=fix) as caught:
         targets.load(target, "cpu", torch.float32)
     assert "\n" not in str(caught.value)
-    assert "13.5 GB" in str(targets.status(target))
+    assert "on the hub" in str(targets.status(target))
     assert targets.config(target) is None
 
 
@@ -329,165 +327,6 @@ def test_predictable_takes_other_vocabularies(vocab: int) -> None:
     assert 0.3 < entropy(logits) < 2.5
 
 
-# SmolLM2's cache, with a stand-in for the download and the conversion
-
-
-@pytest.fixture
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("CHIMERA_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("CHIMERA_BENCH_GGUF", raising=False)
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def conversions(cache: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The conversions made into an empty cache, with a GGUF that is four bytes long."""
-    assert not cache.exists()
-    made: list[Path] = []
-
-    def fetch(scratch: Path) -> Path:
-        (scratch / "fake.gguf").write_bytes(b"GGUF")
-        return scratch / "fake.gguf"
-
-    def convert(gguf: Path, out: Path) -> None:
-        made.append(out)
-        out.mkdir()
-        (out / "model.safetensors").write_bytes(gguf.read_bytes() * 100)
-        (out / "config.json").write_text("{}")
-
-    monkeypatch.setattr(smollm2, "GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
-    monkeypatch.setattr(smollm2, "fetch", fetch)
-    monkeypatch.setattr(smollm2, "convert", convert)
-    return made
-
-
-def test_the_cache_is_made_once_and_then_used_silently(
-    cache: Path, conversions: list[Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "MB" in str(smollm2.status())
-    (cache / ".smollm2-135m-killed").mkdir(parents=True)
-    folder = smollm2.ensure()
-    assert folder.parent == cache
-    assert smollm2.status() is None
-    capsys.readouterr()
-    assert smollm2.ensure() == folder
-    assert len(conversions) == 1
-    assert capsys.readouterr() == ("", "")
-    assert {path.name for path in cache.iterdir()} == {folder.name, f"{folder.name}.lock"}
-
-
-def _flip(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(b"X" + path.read_bytes()[1:])
-
-
-def _truncate(folder: Path) -> None:
-    path = folder / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def _remove(folder: Path) -> None:
-    (folder / "config.json").unlink()
-
-
-def _garble_manifest(folder: Path) -> None:
-    (folder / "manifest.json").write_text("[1, ")
-
-
-def _age(folder: Path) -> None:
-    manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"recipe": 0}))
-
-
-@pytest.mark.parametrize("damage", [_flip, _truncate, _remove, _garble_manifest, _age])
-def test_a_damaged_cache_is_made_again_with_one_notice(
-    damage: Callable[[Path], None],
-    conversions: list[Path],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    folder = smollm2.ensure()
-    sound = {path.name: path.read_bytes() for path in folder.iterdir()}
-    damage(folder)
-    capsys.readouterr()
-    assert smollm2.ensure() == folder
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == sound
-    assert len(conversions) == 2
-    assert capsys.readouterr().err.count("\n") == 1
-
-
-def test_two_users_of_an_empty_cache_convert_once(conversions: list[Path], cache: Path) -> None:
-    threads = [threading.Thread(target=smollm2.ensure) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(conversions) == 1
-    assert smollm2.status() is None
-    assert cache.exists()
-
-
-def test_a_failed_conversion_leaves_the_cache_as_it_was(
-    cache: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(gguf: Path, out: Path) -> None:
-        out.mkdir()
-        (out / "model.safetensors").write_bytes(gguf.read_bytes())
-        raise RuntimeError("killed")
-
-    monkeypatch.setattr(smollm2, "convert", fail)
-    with pytest.raises(RuntimeError, match="killed"):
-        smollm2.ensure()
-    assert [path.suffix for path in cache.iterdir()] == [".lock"]
-    assert not conversions
-
-
-def test_a_local_gguf_is_used_only_with_the_right_checksum(
-    tmp_path: Path, conversions: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    local = tmp_path / "local.gguf"
-    monkeypatch.setenv("CHIMERA_BENCH_GGUF", str(local))
-    assert "CHIMERA_BENCH_GGUF" in str(smollm2.status())
-    with pytest.raises(UsageError, match="no such file"):
-        smollm2.ensure()
-    local.write_bytes(b"FUGG")
-    with pytest.raises(UsageError) as caught:
-        smollm2.ensure()
-    message = str(caught.value)
-    assert hashlib.sha256(b"FUGG").hexdigest() in message
-    assert hashlib.sha256(b"GGUF").hexdigest() in message
-    assert "\n" not in message
-    assert not conversions
-    local.write_bytes(b"GGUF")
-    assert smollm2.status() is None
-    smollm2.ensure()
-    assert len(conversions) == 1
-
-
-def test_without_network_the_error_is_one_line_that_says_how_to_fix_it(
-    cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        assert "--no-deps" in command
-        return subprocess.CompletedProcess(command, 1, "", "WARNING: retrying\nERROR: no route\n")
-
-    monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(UsageError, match=r"no route.*CHIMERA_BENCH_GGUF") as caught:
-        targets.load(targets.SMOLLM2, "cpu", torch.float32)
-    assert "\n" not in str(caught.value)
-    assert not (cache / "smollm2-135m").exists()
-    assert targets.config(targets.SMOLLM2) is None
-
-
-def test_an_unwritable_cache_is_one_line_that_says_how_to_fix_it(
-    conversions: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("CHIMERA_BENCH_CACHE", str(tmp_path / "file"))
-    with pytest.raises(UsageError, match="set CHIMERA_BENCH_CACHE"):
-        smollm2.ensure()
-    assert not conversions
-
-
 # SmolLM2 itself: fetched when the cache does not have it
 
 
@@ -511,7 +350,7 @@ def test_smollm2_answers_a_known_question(real: targets.Loaded) -> None:
 
 
 def test_smollm2_is_a_plain_float32_checkpoint(real: targets.Loaded) -> None:
-    config = json.loads((smollm2.folder() / "config.json").read_text())
+    config = json.loads((packaged.SMOLLM2.cached.folder / "config.json").read_text())
     assert "quantization_config" not in config
     assert config["dtype"] == "float32"
     assert {p.dtype for p in real.model.parameters()} == {torch.float32}

@@ -19,7 +19,9 @@ from bench.targets import registry as targets
 def listing(config: RunConfig) -> str:
     """A line for each; methods as they are on the first model of `config`."""
     lines = ["models"]
-    lines += [_line(t.name, t.licence, targets.status(t)) for t in targets.TARGETS.values()]
+    for target in targets.TARGETS.values():
+        detail = ", ".join(filter(None, [target.size, target.licence]))
+        lines.append(_line(target.name, detail, targets.status(target)))
     lines += ["", *_engines(config), "", *_methods(config), "", "question sets"]
     data_dir = Path(config.data_dir) if config.data_dir else None
     for name, entry in registry.REGISTRY.items():
@@ -55,4 +57,4 @@ def _methods(config: RunConfig) -> list[str]:
 
 
 def _line(name: str, detail: str, reason: str | None) -> str:
-    return f"  {name:<36} {detail:<34} {'ready' if reason is None else reason}"
+    return f"  {name:<36} {detail:<38} {'ready' if reason is None else reason}"

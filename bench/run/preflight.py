@@ -39,7 +39,7 @@ def notes(
             yield f"{target.name} has no {method.label}: {reason}"
     tokenizer = None if shape is None else targets.tokenizer(target)
     if tokenizer is None:
-        yield f"{target.name}: prompts are checked when it is fetched"
+        yield f"{target.name}: prompts are checked when it is loaded"
         return
     render = Renderer.of(target, tokenizer, shape, config.max_new_tokens)
     for questions in sets:

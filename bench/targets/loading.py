@@ -92,24 +92,24 @@ def load_model(source: Source, device: str, dtype: torch.dtype) -> PreTrainedMod
             ignore_mismatched_sizes=True,  # reported, and refused here
             output_loading_info=True,
         )
-    if faults := _faults(report):
-        raise UsageError(f"{source.name} cannot be loaded: its weights {faults}; fetch them again")
+    if found := faults(report):
+        raise UsageError(f"{source.name} cannot be loaded: its weights {found}; fetch them again")
     loaded: PreTrainedModel = model.requires_grad_(False).eval()
     return loaded
 
 
-def _faults(report: dict[str, Any]) -> str:
-    """What is wrong with a checkpoint's tensors, or nothing."""
-    faults = []
+def faults(report: dict[str, Any]) -> str:
+    """What is wrong with a checkpoint's tensors, by transformers' loading report; or nothing."""
+    found = []
     if missing := sorted(report["missing_keys"]):
-        faults.append(f"lack {some(missing)}")
+        found.append(f"lack {some(missing)}")
     if unexpected := sorted(k for k in report["unexpected_keys"] if not COMPUTED.search(k)):
-        faults.append(f"have {some(unexpected)}, which the model does not")
+        found.append(f"have {some(unexpected)}, which the model does not")
     if mismatched := sorted(report["mismatched_keys"]):
-        faults.append(f"have other shapes than the config: {some(map(_mismatch, mismatched))}")
+        found.append(f"have other shapes than the config: {some(map(_mismatch, mismatched))}")
     if errors := report.get("error_msgs"):
-        faults.append(f"cannot be read: {some(map(str, errors))}")
-    return " and ".join(faults)
+        found.append(f"cannot be read: {some(map(str, errors))}")
+    return " and ".join(found)
 
 
 def _mismatch(entry: Any) -> str:

@@ -1,6 +1,7 @@
 """Registry of target models: name -> how to load it, its chat template, its licence.
 
-A target is a registered name, a folder of a transformers checkpoint or a model id of the hub.
+A target is a registered name, a folder of a transformers checkpoint, a GGUF file or a model id of
+the hub.
 """
 
 import difflib
@@ -15,13 +16,14 @@ from bench import hub
 from bench.decoding.engines import forms
 from bench.decoding.engines.registry import EAGER
 from bench.errors import UsageError, first_line
-from bench.targets import files, loading, smollm2, synthetic
+from bench.targets import files, gguf, loading, packaged, synthetic
+from bench.targets.converted import Converted
 
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-DEFAULT = smollm2.NAME
+DEFAULT = packaged.SMOLLM2.name
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -33,8 +35,9 @@ class Target:
     licence: str
     chat_template: str | None  # a name in `bench.questions.chat`, or a file; None: its tokenizer's
     source: str  # for people; holds no local path
-    kind: Literal["wheel", "hub", "folder", "synthetic"]
-    location: str | None = None  # the hub's id or the folder
+    kind: Literal["package", "gguf", "hub", "folder", "synthetic"]
+    size: str = ""  # of its weights on disk, for people
+    location: str | None = None  # the hub's id, the folder or the GGUF file
     revision: str | None = None  # pinned; None: whatever `load` finds
 
     @property
@@ -59,8 +62,9 @@ def _vicuna(size: str, gigabytes: str, revision: str) -> Target:
         name=f"vicuna-{size}-v1.3",
         licence="LLaMA licence, non-commercial",
         chat_template="vicuna",
-        source=f"lmsys/vicuna-{size}-v1.3 on the hub, {gigabytes} GB",
+        source=f"lmsys/vicuna-{size}-v1.3 on the hub",
         kind="hub",
+        size=f"{gigabytes} GB",
         location=f"lmsys/vicuna-{size}-v1.3",
         revision=revision,
     )
@@ -71,8 +75,9 @@ def _llama_2_chat(size: str, gigabytes: str, revision: str) -> Target:
         name=f"llama-2-{size}-chat",
         licence="Llama 2 Community License",
         chat_template="llama-2-chat",
-        source=f"meta-llama/Llama-2-{size}-chat-hf on the hub, {gigabytes} GB, gated",
+        source=f"meta-llama/Llama-2-{size}-chat-hf on the hub, gated",
         kind="hub",
+        size=f"{gigabytes} GB",
         location=f"meta-llama/Llama-2-{size}-chat-hf",
         revision=revision,
     )
@@ -85,18 +90,22 @@ def _synthetic(name: str) -> Target:
     return Target(name, "Apache-2.0", None, source, "synthetic")
 
 
-SMOLLM2 = Target(
-    name=smollm2.NAME,
-    licence="Apache-2.0",
-    chat_template=None,
-    source=f"SmolLM2-135M-Instruct, GGUF Q4_1 of the wheel {smollm2.WHEEL}, dequantised",
-    kind="wheel",
-    revision=smollm2.GGUF_SHA256,
-)
+def packaged_target(package: packaged.Package) -> Target:
+    return Target(
+        name=package.name,
+        licence=package.licence,
+        chat_template=None,
+        source=f"{package.model}, GGUF {package.form} from packages of the index, dequantised",
+        kind="package",
+        size=f"{package.checkpoint_size / 1e9:.1f} GB",
+        revision=package.sha256,
+    )
+
+
 TARGETS = {
     target.name: target
     for target in (
-        SMOLLM2,
+        *map(packaged_target, packaged.PACKAGES.values()),
         _vicuna("7b", "13.5", "236eeeab96f0dc2e463f2bebb7bb49809279c6d6"),
         _vicuna("13b", "26.0", "6566e9cb1787585d1147dcf4f9bc48f29e1328d2"),
         _vicuna("33b", "65.1", "ef8d6becf883fb3ce52e3706885f761819477ab4"),
@@ -105,10 +114,12 @@ TARGETS = {
         *map(_synthetic, synthetic.NAMES),
     )
 }
+SMOLLM2 = TARGETS[DEFAULT]
 
 
 def resolve(name: str, chat_template: str | None = None) -> Target:
-    """The target of that name: registered, a folder with a checkpoint, or a model id of the hub.
+    """The target of that name: registered, a folder with a checkpoint, a GGUF file or a model id
+    of the hub.
 
     `chat_template` replaces the target's. Raises UsageError for anything else, with the registered
     names and the closest of them.
@@ -127,29 +138,30 @@ def _resolve(name: str) -> Target:
                 f"{name} holds no config.json; give the folder of a transformers checkpoint"
             )
         path = path.resolve()
-        return Target(path.name, "see its files", None, "local folder", "folder", str(path))
+        source = "local folder"
+        return Target(path.name, "see its files", None, source, "folder", location=str(path))
     if name and path.is_file():
-        raise UsageError(_not_a_folder(path))
+        return _file(path.resolve())
     if HUB_ID.fullmatch(name):
         registered = (target for target in TARGETS.values() if target.location == name)
-        new = Target(name, "see its page", None, f"{name} on the hub", "hub", name)
+        new = Target(name, "see its page", None, f"{name} on the hub", "hub", location=name)
         return next(registered, new)
     close = difflib.get_close_matches(name, TARGETS, n=3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise UsageError(
         f"unknown model '{name}'{hint} Known: {', '.join(TARGETS)}; "
-        "or give a folder of a transformers checkpoint, or a hub id as organisation/name"
+        "or give a folder of a transformers checkpoint, a .gguf file, or a hub id as "
+        "organisation/name"
     )
 
 
-def _not_a_folder(path: Path) -> str:
+def _file(path: Path) -> Target:
     if path.suffix != ".gguf":
-        return f"{path.name} is a file; give the folder of a transformers checkpoint"
-    return (
-        f"{path.name} is a GGUF file; load model and tokenizer with transformers' "
-        f"from_pretrained(FOLDER, gguf_file={path.name!r}), write both with save_pretrained, and "
-        "give that folder"
-    )
+        raise UsageError(
+            f"{path.name} is a file; give the folder of a transformers checkpoint, or a .gguf file"
+        )
+    gguf.check(path)
+    return Target(path.stem, "see its file", None, "local GGUF file", "gguf", location=str(path))
 
 
 def check(target: Target) -> None:
@@ -164,8 +176,8 @@ def check(target: Target) -> None:
 
 def status(target: Target) -> str | None:
     """None if `load` needs no network, else what it has to fetch, or why it cannot load."""
-    if target.kind == "wheel":
-        return smollm2.status()
+    if target.kind == "package":
+        return packaged.status(packaged.PACKAGES[target.name])
     if target.kind == "hub":
         find = partial(_in_hub_cache, target)
         ready = find("config.json") and files.weights(find)
@@ -186,6 +198,8 @@ def config(target: Target) -> "PretrainedConfig | None":
     if target.synthetic:
         return synthetic.config(target.name)
     folder = _on_disk(target, "config.json")
+    if folder is None and target.kind == "gguf":
+        return gguf.config(target.name, Path(_location(target)))
     return None if folder is None else loading.load_config(loading.Source(target.name, folder))
 
 
@@ -205,8 +219,8 @@ def revision(target: Target) -> str:
     """
     if target.kind == "synthetic":
         return synthetic.recipe(target.name)
-    if target.kind == "wheel":
-        return smollm2.GGUF_SHA256
+    if converted := _converted(target):
+        return converted.gguf_sha256
     if target.kind == "hub":
         return _commit(target, hub.reachable())  # of every file
     return files.revision(Path(_location(target)))
@@ -228,7 +242,7 @@ def load(target: Target, device: str, dtype: "torch.dtype") -> Loaded:
         source = loading.Source(target.name, _location(target), found, online)
         model, own = loading.load(source, device, dtype)
     else:
-        folder = str(smollm2.ensure()) if target.kind == "wheel" else _location(target)
+        folder = str(_folder(target))
         found = revision(target)
         model, own = loading.load(loading.Source(target.name, folder), device, dtype)
     eos_ids = _eos_ids(model, own)
@@ -277,12 +291,29 @@ def _location(target: Target) -> str:
     return target.location
 
 
+def _converted(target: Target) -> Converted | None:
+    """The cached checkpoint of a target that comes as GGUF; None for any other."""
+    if target.kind == "package":
+        return packaged.PACKAGES[target.name].cached
+    if target.kind == "gguf":
+        return gguf.cached(target.name, Path(_location(target)))
+    return None
+
+
+def _folder(target: Target) -> Path:
+    """The folder of the checkpoint; fetches and converts what comes as GGUF."""
+    if target.kind == "package":
+        return packaged.ensure(packaged.PACKAGES[target.name])
+    location = Path(_location(target))
+    return gguf.ensure(target.name, location) if target.kind == "gguf" else location
+
+
 def _on_disk(target: Target, name: str) -> str | None:
     """The folder on this machine with that file of the target; None where it is not fetched."""
     if target.kind == "folder":
         return _location(target)
-    if target.kind == "wheel":
-        return str(smollm2.folder()) if smollm2.ready() else None
+    if converted := _converted(target):
+        return str(converted.folder) if converted.ready() else None
     path = _in_hub_cache(target, name)
     return None if path is None else str(path.parent)
 
