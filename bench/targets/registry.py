@@ -36,6 +36,17 @@ class Target:
     kind: Literal["wheel", "hub", "folder", "synthetic"]
     location: str | None = None  # the hub's id or the folder
     revision: str | None = None  # pinned; None: whatever `load` finds
+    path: str | None = None  # as the user gave it; None for a registered name or a hub id
+
+    @property
+    def argument(self) -> str:
+        """What `--model` takes for it on this machine."""
+        return self.path or self.name
+
+    @property
+    def published_argument(self) -> str:
+        """The same for a record, which holds no local path."""
+        return self.name if self.path is None else f"PATH/TO/{self.name}"
 
     @property
     def synthetic(self) -> bool:
@@ -127,7 +138,9 @@ def _resolve(name: str) -> Target:
                 f"{name} holds no config.json; give the folder of a transformers checkpoint"
             )
         path = path.resolve()
-        return Target(path.name, "see its files", None, "local folder", "folder", str(path))
+        return Target(
+            path.name, "see its files", None, "local folder", "folder", str(path), path=name
+        )
     if name and path.is_file():
         raise UsageError(_not_a_folder(path))
     if HUB_ID.fullmatch(name):
