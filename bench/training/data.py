@@ -52,6 +52,11 @@ class Shards:
             kept = len(ids) - _held(len(ids), held_out)
             self._held.append(Batch(ids[kept:], roles[kept:]))
             self._train.append(Batch(ids[:kept], roles[:kept]))
+        if not sum(len(batch.ids) for batch in self._held):
+            raise UsageError(
+                f"{', '.join(folders)}: fewer than two sequences of one length; write more data "
+                "with bench.training.distill"
+            )
         self.card = {
             "sequences": sum(card["sequences"] for card in cards),
             "answer_tokens": sum(card["answer_tokens"] for card in cards),
@@ -66,7 +71,7 @@ class Shards:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         batches = []
         for group, data in enumerate(self._train):
-            size = min(max(tokens // data.ids.shape[1], 1), len(data.ids))
+            size = max(min(tokens // data.ids.shape[1], len(data.ids)), 1)
             order = torch.randperm(len(data.ids), generator=generator)
             batches += [(group, rows) for rows in torch.split(order, size) if len(rows) == size]
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
@@ -98,14 +103,15 @@ class Shards:
 
 
 def _held(count: int, asked: int | None) -> int:
-    """How many of `count` sequences are held out. UsageError where none would be left to train."""
-    held = min(max(count // HELD_SHARE, 1), HELD_MOST) if asked is None else asked
-    if held < 1:
-        raise UsageError(f"--held-out must be at least 1, not {held}")
-    if held >= count:
-        advice = "write more data" if count < 2 else f"give less than {count}, or leave it out"
-        raise UsageError(f"--held-out {held}, and the data has {count} sequences; {advice}")
-    return held
+    """How many of `count` sequences of a length are held out; UsageError where `asked` cannot be."""
+    if asked is None:
+        return min(max(count // HELD_SHARE, 1), HELD_MOST, max(count - 1, 0))
+    if not 1 <= asked < count:
+        raise UsageError(
+            f"--held-out {asked} of {count} sequences cannot be; give 1 to {count - 1}, leave it "
+            "out, or write more data"
+        )
+    return asked
 
 
 def _card(folder: Path) -> dict[str, Any]:

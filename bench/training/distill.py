@@ -52,7 +52,7 @@ class DistillConfig:
     chat_template: str | None = cli.chat_template_option()
     seed: int = option(0, "seed of everything sampled")
     device: str = cli.device_option()
-    dtype: str = cli.dtype_option("bfloat16")
+    dtype: str = cli.dtype_option()
 
 
 LOCAL = ("out", "sequences", "batch", "data_dir", "device")  # settings that a resume may change

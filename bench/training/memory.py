@@ -22,7 +22,7 @@ def free_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free
-    return min(psutil.virtual_memory().available, *_container_rest())
+    return min([psutil.virtual_memory().available, *_container_rest()])
 
 
 def _container_rest() -> list[int]:

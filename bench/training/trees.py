@@ -43,7 +43,7 @@ class TreesConfig:
     chat_template: str | None = cli.chat_template_option()
     length: int = option(256, "tokens of a conversation; long answers repeat themselves")
     device: str = cli.device_option()
-    dtype: str = cli.dtype_option("bfloat16")
+    dtype: str = cli.dtype_option()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, DynamicCache
 
-from bench.decoding.cache import TreeCache, round_up
+from bench.decoding.cache import TreeCache, cache_argument, round_up
 from bench.training.conversations import Conversation
 
 USER, TURN, ANSWER, NEXT, DONE = range(5)  # what a sequence is writing
@@ -103,6 +103,7 @@ class Writer:
         self._generator = generator
         device, batch = model.device, settings.batch
         config = model.config.get_text_config()
+        self._argument = cache_argument(model)
         self._cache = TreeCache.of(config, model.dtype, device, batch)
         self._cache.reserve(settings.length)
         self._row = torch.zeros(1, dtype=torch.long, device=device)  # the newest token's
@@ -158,7 +159,8 @@ class Writer:
             self._prompts = prompts.to(self.model.device)
             self._graphs.clear()  # they read the old prompts
         opening = self._opening
-        known = self.model.base_model(input_ids=opening[None], use_cache=True).past_key_values
+        known = DynamicCache(config=self.model.config.get_text_config())
+        self.model.base_model(input_ids=opening[None], use_cache=True, **{self._argument: known})
         for layer, source in zip(self._cache.layers, known.layers, strict=True):
             layer.keys[:, :, : len(opening)] = source.keys
             layer.values[:, :, : len(opening)] = source.values
@@ -207,8 +209,8 @@ class Writer:
             input_ids=self._ids.index_select(1, row),
             position_ids=row[None].expand(self.settings.batch, 1),
             attention_mask=mask,
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._argument: self._cache},
         )
         token, role = self._advance(output.logits[:, -1])
         row.add_(1)
