@@ -211,7 +211,7 @@ def test_what_cannot_be_trained_is_refused(
 def little(folder: Path, sequences: int, length: int = drafts.LENGTH) -> TrainConfig:
     """A training on the first sequences of the data."""
     (shard,) = drafts.data(PREDICTABLE).glob("*.safetensors")
-    tensors = {k: v[:sequences, :length] for k, v in load_file(shard).items()}
+    tensors = {k: v[:sequences, :length].contiguous() for k, v in load_file(shard).items()}
     drafts.write_data(folder / "data", PREDICTABLE, tensors["ids"], tensors["roles"])
     changes = {"data": (str(folder / "data"),), "held_out": None, "tokens": 1_000_000}
     return short(folder / "out", steps=2, **changes)
