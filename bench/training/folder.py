@@ -98,9 +98,13 @@ class DistilledFolder:
             with safe_open(path, "pt") as shard:
                 metadata = shard.metadata()
             card: dict[str, Any] = json.loads(metadata["card"])
-            known = json.loads(metadata.get("settings", "{}"))
+            known = json.loads(metadata.get("settings", "null"))
         except (OSError, SafetensorError, KeyError, TypeError):
             return None
+        if known is None:
+            raise UsageError(
+                f"{self.path} holds shards of an earlier version; choose another --out"
+            )
         if changed := [name for name in self.settings if known.get(name) != self.settings[name]]:
             name = changed[0]
             raise UsageError(

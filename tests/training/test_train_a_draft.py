@@ -27,7 +27,12 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-MODULES: dict[str, Any] = {m.__name__: m for m in (distill, train, trees, run)}
+MODULES: dict[str, Any] = {
+    "bench.training.distill": distill,
+    "bench.training.train": train,
+    "bench.training.trees": trees,
+    "bench.run": run,
+}
 # Flags behind the document's own, which they replace, so that a command takes seconds.
 SMALL = {
     "bench.training.distill": ("--sequences", "24", "--length", "96", "--user-tokens", "12"),
