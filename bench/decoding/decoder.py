@@ -34,12 +34,17 @@ class Block:
 
 @dataclass(frozen=True)
 class TargetInfo:
-    """What is known of a target before its weights are loaded; None where it is not."""
+    """What is known of a target before its weights are loaded; None where it is not.
+
+    Attributes:
+        argument: what `--model` takes for it; None: its name.
+    """
 
     name: str
     hidden_size: int | None = None
     vocab_size: int | None = None
     layers: int | None = None
+    argument: str | None = None
 
 
 @dataclass(frozen=True)

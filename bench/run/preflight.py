@@ -72,6 +72,8 @@ def describe(target: Target) -> TargetInfo:
     """What drafts must know of a target, as far as it is known without loading weights."""
     config = targets.config(target)
     if config is None:
-        return TargetInfo(target.name)
+        return TargetInfo(target.name, argument=target.argument)
     text = config.get_text_config()
-    return TargetInfo(target.name, text.hidden_size, text.vocab_size, text.num_hidden_layers)
+    return TargetInfo(
+        target.name, text.hidden_size, text.vocab_size, text.num_hidden_layers, target.argument
+    )

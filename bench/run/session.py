@@ -54,7 +54,8 @@ class Session:
     def _run_engine(self, engine: str, prompts: Sequence[Prompt]) -> None:
         first = engine == self.config.engine[0]  # the stock row has no engine: it runs once
         methods = [m for m in self.plan.methods if first or m.name != STOCK]
-        prepared = {m.label: prepare(m, self.targets.get(engine)) for m in methods}
+        argument = self.loaded.target.published_argument
+        prepared = {m.label: prepare(m, self.targets.get(engine), argument) for m in methods}
         for method in prepared.values():
             if method.failure:
                 self._record_failure(method, *method.failure)

@@ -39,6 +39,17 @@ class Target:
     size: str = ""  # of its weights on disk, for people
     location: str | None = None  # the hub's id, the folder or the GGUF file
     revision: str | None = None  # pinned; None: whatever `load` finds
+    path: str | None = None  # as the user gave it; None for a registered name or a hub id
+
+    @property
+    def argument(self) -> str:
+        """What `--model` takes for it on this machine."""
+        return self.path or self.name
+
+    @property
+    def published_argument(self) -> str:
+        """The same for a record, which holds no local path."""
+        return self.name if self.path is None else f"PATH/TO/{self.name}"
 
     @property
     def synthetic(self) -> bool:
@@ -139,9 +150,12 @@ def _resolve(name: str) -> Target:
             )
         path = path.resolve()
         source = "local folder"
-        return Target(path.name, "see its files", None, source, "folder", location=str(path))
+        location = str(path)
+        return Target(
+            path.name, "see its files", None, source, "folder", location=location, path=name
+        )
     if name and path.is_file():
-        return _file(path.resolve())
+        return replace(_file(path.resolve()), path=name)
     if HUB_ID.fullmatch(name):
         registered = (target for target in TARGETS.values() if target.location == name)
         new = Target(name, "see its page", None, f"{name} on the hub", "hub", location=name)

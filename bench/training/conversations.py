@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.errors import UsageError
 from bench.questions import chat
+from bench.training import markers
 
 _USER, _ANSWER = "\N{SNOWMAN}user\N{SNOWMAN}", "\N{SNOWMAN}answer\N{SNOWMAN}"
 
@@ -22,11 +23,15 @@ class Conversation:
             user's slot.
         next_turn: from the end of an answer to the next user's turn; its first token ends the
             answer.
+        control: tokens that no user's turn may hold, but the one that ends it.
+        closing: tokens that end a sentence or a line.
     """
 
     opening: tuple[int, ...]
     turn: tuple[int, ...]
     next_turn: tuple[int, ...]
+    control: tuple[int, ...] = ()
+    closing: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, tokenizer: Any, template: str | None) -> Conversation:
@@ -46,12 +51,13 @@ class Conversation:
         opening, turn, next_turn, last = (_ids(tokenizer, part) for part in parts)
         if turn != last or not turn or not next_turn:
             raise UsageError("the chat template differs from turn to turn; choose another --model")
-        special = set(tokenizer.all_special_ids)
-        if turn[0] not in special or next_turn[0] not in special:
+        control = markers.control_ids(tokenizer)
+        if turn[0] not in control or next_turn[0] not in control:
             raise UsageError(
                 "the chat template ends a slot without a token of its own; choose another --model"
             )
-        return cls(opening, turn, next_turn)
+        own = tuple(sorted(control - {turn[0]}))
+        return cls(opening, turn, next_turn, own, markers.closing_ids(tokenizer))
 
 
 def _ids(tokenizer: Any, text: str) -> tuple[int, ...]:

@@ -16,6 +16,8 @@ from bench import files
 from bench.errors import UsageError
 
 CARD = "data.json"  # in a folder of shards
+HELD_SHARE = 16
+HELD_MOST = 256
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Shards:
         card: sequences, tokens and hashes, for the cards of what is trained on them.
     """
 
-    def __init__(self, folders: Sequence[str], held_out: int, device: torch.device) -> None:
-        """Keep `held_out` sequences of each length for `held`. UsageError where data is missing."""
+    def __init__(self, folders: Sequence[str], held_out: int | None, device: torch.device) -> None:
+        """Keep `held_out` sequences of each length for `held`; None: one of HELD_SHARE, at most
+        HELD_MOST. UsageError where data is missing."""
         groups: dict[int, list[dict[str, Tensor]]] = {}
         cards = [_card(Path(folder)) for folder in folders]
         for folder, card in zip(folders, cards, strict=True):
@@ -46,10 +49,14 @@ class Shards:
         for length in sorted(groups):
             ids = torch.cat([shard["ids"] for shard in groups[length]]).to(device)
             roles = torch.cat([shard["roles"] for shard in groups[length]]).to(device).bool()
-            if len(ids) <= held_out:
-                raise UsageError(f"{len(ids)} sequences cannot spare {held_out}; write more data")
-            self._held.append(Batch(ids[-held_out:], roles[-held_out:]))
-            self._train.append(Batch(ids[:-held_out], roles[:-held_out]))
+            kept = len(ids) - _held(len(ids), held_out)
+            self._held.append(Batch(ids[kept:], roles[kept:]))
+            self._train.append(Batch(ids[:kept], roles[:kept]))
+        if not sum(len(batch.ids) for batch in self._held):
+            raise UsageError(
+                f"{', '.join(folders)}: fewer than two sequences of one length; write more data "
+                "with bench.training.distill"
+            )
         self.card = {
             "sequences": sum(card["sequences"] for card in cards),
             "answer_tokens": sum(card["answer_tokens"] for card in cards),
@@ -64,11 +71,9 @@ class Shards:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         batches = []
         for group, data in enumerate(self._train):
-            size = max(tokens // data.ids.shape[1], 1)
+            size = max(min(tokens // data.ids.shape[1], len(data.ids)), 1)
             order = torch.randperm(len(data.ids), generator=generator)
             batches += [(group, rows) for rows in torch.split(order, size) if len(rows) == size]
-        if not batches:
-            raise UsageError(f"not one batch of {tokens} tokens in the data; write more of it")
         shuffled = torch.randperm(len(batches), generator=generator).tolist()
         return [batches[i] for i in shuffled]
 
@@ -85,12 +90,28 @@ class Shards:
             for rows in torch.split(torch.arange(len(data.ids)), size)
         ]
 
+    def held_roles(self) -> list[Tensor]:
+        """Bool [n, T] of the held-out sequences of each length."""
+        return [data.roles for data in self._held]
+
     def frequent(self, vocabulary: int, size: int) -> Tensor:
         """int64 [V']: the `size` most frequent answer tokens, the most frequent first."""
         counts = torch.zeros(vocabulary, dtype=torch.long, device=self._train[0].ids.device)
         for data in self._train:
             counts += torch.bincount(data.ids[data.roles], minlength=vocabulary)
         return counts.argsort(descending=True, stable=True)[:size].cpu()
+
+
+def _held(count: int, asked: int | None) -> int:
+    """How many of `count` sequences of a length are held out; UsageError where `asked` cannot be."""
+    if asked is None:
+        return min(max(count // HELD_SHARE, 1), HELD_MOST, max(count - 1, 0))
+    if not 1 <= asked < count:
+        raise UsageError(
+            f"--held-out {asked} of {count} sequences cannot be; give 1 to {count - 1}, leave it "
+            "out, or write more data"
+        )
+    return asked
 
 
 def _card(folder: Path) -> dict[str, Any]:

@@ -1,37 +1,33 @@
 """python -m bench.training.distill: the target writes the training set of its own drafts.
 
 Users' turns are sampled from the chat template's user slot, so that no outside text is needed, or
-taken from a JSONL file or a `datasets` name. Shards are written one by one, and the same command
-resumes.
+taken from a JSONL file or a `datasets` name. Batches are saved as shards, and the same command
+resumes behind the last one.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from bench import cli, environment, files
+from bench import cli, environment
 from bench.cli import option
 from bench.errors import UsageError
 from bench.targets import registry as targets
-from bench.training import given
+from bench.training import given, memory, progress
 from bench.training.conversations import Conversation
-from bench.training.data import CARD
+from bench.training.folder import DistilledFolder, digest
+from bench.training.markers import MarkerGuard
 from bench.training.overlap import OVERLAP, OverlapGuard
-from bench.training.writer import Writer, WriterSettings
+from bench.training.writer import Writer, WriterSettings, sequence_bytes
 
 
 @dataclass(frozen=True)
@@ -40,10 +36,14 @@ class DistillConfig:
 
     model: str = option(targets.DEFAULT, "target model")
     out: str = option("data/distilled", "folder of the shards")
-    shards: int = option(16, "batches to write")
-    batch: int = option(4096, "sequences of a shard")
+    sequences: int = option(65_536, "sequences to write; no more than there are --prompts")
+    batch: int | None = option(None, "sequences at a time, a shard; what fits into free memory")
     length: int = option(448, "tokens of a sequence, 64 to 1024")
-    user_tokens: int = option(96, "longest sampled user's turn")
+    user_tokens: int = option(
+        96,
+        "a sampled user's turn that is longer, or longer than a quarter of --length, ends with its "
+        "sentence or line",
+    )
     temperature: float = option(1.0, "of the sampled users' turns")
     min_p: float = option(0.04, "of the sampled users' turns")
     answer_temperature: float = option(0.0, "of the answers; 0 is greedy")
@@ -52,7 +52,10 @@ class DistillConfig:
     chat_template: str | None = cli.chat_template_option()
     seed: int = option(0, "seed of everything sampled")
     device: str = cli.device_option()
-    dtype: str = cli.dtype_option("bfloat16")
+    dtype: str = cli.dtype_option()
+
+
+LOCAL = ("out", "sequences", "batch", "data_dir", "device")  # settings that a resume may change
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -73,135 +76,148 @@ def _command(flags: dict[str, Any]) -> int:
 
 def distill(config: DistillConfig) -> None:
     """Write the missing shards, then the data card."""
+    _check(config)
+    target = targets.resolve(config.model, config.chat_template)
+    settings = {k: cli.without_paths(v) for k, v in asdict(config).items() if k not in LOCAL}
+    folder = DistilledFolder(Path(config.out), settings | {"model": target.name})
+    device, dtype = environment.settled(config.device, config.dtype)
+    with memory.refused("free some, or choose a smaller --model or another --device"):
+        loaded = targets.load(target, device, getattr(torch, dtype))
+        distiller = Distiller(config, loaded, folder)
+        distiller.run()
+    card = folder.write_card(
+        target=target.name,
+        revision=loaded.revision,
+        licence=target.licence,
+        overlap_tokens=OVERLAP,
+        checked_against=distiller.guard.checked,
+        not_checked_against=distiller.guard.unchecked,
+        device=environment.device_name(device),
+        versions={name: environment.package_version(name) for name in ("torch", "transformers")},
+    )
+    progress.note(_summary(config.out, card))
+
+
+def _check(config: DistillConfig) -> None:
     cli.check_choices(config)
     if not 64 <= config.length <= 1024:
         raise UsageError(f"--length must lie in 64..1024, not {config.length}")
-    out = Path(config.out)
-    device, dtype = environment.settled(config.device, config.dtype)
-    target = targets.resolve(config.model, config.chat_template)
-    loaded = targets.load(target, device, getattr(torch, dtype))
-    conversation = Conversation.of(loaded.tokenizer, loaded.target.chat_template)
-    guard = OverlapGuard.of(loaded.tokenizer, config.data_dir)
-    generator = torch.Generator(device)
-    names = {entry.name for entry in fields(WriterSettings)}
-    settings = WriterSettings(**{k: v for k, v in asdict(config).items() if k in names})
-    writer = Writer(loaded.model, conversation, settings, generator)
-    turns = None
-    if config.prompts:
-        longest = config.length // 2  # leaves the other half to the answers
-        turns = given.read(config.prompts, loaded.tokenizer, longest, config.seed)
-    out.mkdir(parents=True, exist_ok=True)
-    seen: set[bytes] = set()
-    cards = []
-    for index in tqdm(range(config.shards), desc="distill", unit="shard", disable=None):
-        path = out / f"{index:05d}.safetensors"
-        card = _known(path, conversation, seen)
-        if card is None:
-            generator.manual_seed(config.seed * 1_000_003 + index)
-            batch = None if turns is None else given.batch_of(turns, index, config.batch)
-            started = time.perf_counter()
-            ids, roles = writer.write(batch)
-            kept = _keep(ids, roles, conversation, guard, seen)
-            card = _save(path, *kept, seconds=time.perf_counter() - started)
-        cards.append(card)
-    _write_card(out, config, loaded, guard, cards)
+    for name in ("sequences", "batch", "user_tokens"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise UsageError(f"{cli.flag(name)} must be at least 1, not {value}")
 
 
-def _keep(
-    ids: Tensor,
-    roles: Tensor,
-    conversation: Conversation,
-    guard: OverlapGuard,
-    seen: set[bytes],
-) -> tuple[Tensor, Tensor, Counter[str]]:
-    """The rows without overlaps, repeated first turns and sequences without a kept answer, and how
-    many were dropped for each reason."""
-    dropped: Counter[str] = Counter()
-    overlap = guard.overlapping(ids).tolist()
-    answered = roles.any(dim=1).tolist()
-    ids, roles = ids.to("cpu", torch.int32), roles.cpu()
-    rows = []
-    for row, first in enumerate(_first_words(ids, conversation)):
-        if not answered[row]:
-            dropped["no kept answer"] += 1
-        elif overlap[row]:
-            dropped["overlap with a test set"] += 1
-        elif first in seen:
-            dropped["duplicate"] += 1
-        else:
-            seen.add(first)
-            rows.append(row)
-    return ids[rows], roles[rows], dropped
+class Distiller:
+    """Writes the batches of one command."""
+
+    def __init__(
+        self, config: DistillConfig, loaded: targets.Loaded, folder: DistilledFolder
+    ) -> None:
+        self.config = config
+        self.model: Any = loaded.model
+        self.folder = folder
+        tokenizer = loaded.tokenizer
+        self.conversation = Conversation.of(tokenizer, loaded.target.chat_template)
+        self.markers = MarkerGuard(tokenizer)
+        self.turns: list[list[list[int]]] | None = None
+        self.total = config.sequences
+        if config.prompts:
+            longest = config.length // 2  # leaves the other half to the answers
+            self.turns = given.read(config.prompts, tokenizer, longest, config.seed)
+            self.total = min(self.total, len(self.turns))  # a prompt's repeats would be dropped
+        each = sequence_bytes(self.model, config.length)
+        self.batch = memory.batch_size(config.batch, each, self.model.device)
+        self.guard = OverlapGuard.of(tokenizer, config.data_dir)
+        self._generator = torch.Generator(self.model.device)
+        self._writer: Writer | None = None
+        self._seen = {digest(words) for ids in folder.rows() for words in self._first_turns(ids)}
+
+    def run(self) -> None:
+        """Write what is missing; where memory runs out, with half the sequences at a time."""
+        folder, length = self.folder, self.config.length
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if folder.written:
+            progress.note(f"{folder.path} holds {folder.written:,} of {self.total:,} sequences")
+        left = max(self.total - folder.written, 0)
+        self.batch = min(self.batch, max(left, 1))
+        progress.note(f"{left:,} sequences of {length} tokens to write, {self.batch:,} at a time")
+        done = folder.written * length
+        with progress.bar(max(self.total * length, done), done, "distill", "tokens") as bar:
+            while (left := self.total - folder.written) > 0:
+                try:
+                    self._write(min(self.batch, left), bar.update)
+                except Exception as error:
+                    if not memory.ran_out(error) or self.batch == 1:
+                        raise
+                    self._writer = None  # frees its cache when this block is left
+                    self.batch //= 2
+                    bar.n = folder.written * length
+                    progress.note(f"out of memory; going on with {self.batch:,} at a time")
+
+    def _write(self, count: int, wrote: Any) -> None:
+        """One shard of `count` sequences, before any is dropped."""
+        started = time.perf_counter()
+        writer = self._writer_of(count)
+        self._generator.manual_seed(self.config.seed * 1_000_003 + len(self.folder.cards))
+        prompts = None
+        if self.turns is not None:
+            prompts = given.table(self.turns[self.folder.written :][:count])
+        kept = self._keep(*writer.write(prompts, wrote))
+        self.folder.add(*kept, batch=count, seconds=time.perf_counter() - started)
+
+    def _writer_of(self, count: int) -> Writer:
+        if self._writer is None or self._writer.settings.batch != count:
+            self._writer = None  # its memory first
+            config = self.config
+            settings = WriterSettings(
+                batch=count,
+                length=config.length,
+                user_tokens=min(config.user_tokens, config.length // 4),
+                temperature=config.temperature,
+                min_p=config.min_p,
+                answer_temperature=config.answer_temperature,
+            )
+            self._writer = Writer(self.model, self.conversation, settings, self._generator)
+        return self._writer
+
+    def _keep(self, ids: Tensor, roles: Tensor) -> tuple[Tensor, Tensor, Counter[str]]:
+        """The rows to train on, and how many others were dropped for each reason."""
+        dropped: Counter[str] = Counter()
+        overlap = self.guard.overlapping(ids).tolist()
+        answered = roles.any(dim=1).tolist()
+        ids, roles = ids.to("cpu", torch.int32), roles.cpu()
+        sampled = self.turns is None
+        marked = self.markers.marked(ids, roles) if sampled else [False] * len(ids)
+        rows = []
+        for row, words in enumerate(self._first_turns(ids)):
+            if not answered[row]:
+                dropped["user's turn without an end" if sampled else "no answer"] += 1
+            elif marked[row]:
+                dropped["template marker in a user's turn"] += 1
+            elif overlap[row]:
+                dropped["overlap with a test set"] += 1
+            elif (first := digest(words)) in self._seen:
+                dropped["duplicate"] += 1
+            else:
+                self._seen.add(first)
+                rows.append(row)
+        return ids[rows], roles[rows], dropped
+
+    def _first_turns(self, ids: Tensor) -> Iterator[Tensor]:
+        """The first user's turn of each row of ids int32 [n, T]."""
+        end = self.conversation.turn[0]
+        for row in ids[:, len(self.conversation.opening) :]:
+            yield row[: int((row == end).int().argmax())]
 
 
-def _first_words(ids: Tensor, conversation: Conversation) -> Iterator[bytes]:
-    """The first user's turn of each row, as bytes."""
-    opening, end = len(conversation.opening), conversation.turn[0]
-    for row in ids[:, opening:].numpy():
-        stop = (row == end).argmax()
-        yield hashlib.sha256(row[:stop].tobytes()).digest()
-
-
-def _known(path: Path, conversation: Conversation, seen: set[bytes]) -> dict[str, Any] | None:
-    """The card of an existing shard, or None. Its first turns are added to `seen`."""
-    try:
-        with safe_open(path, "pt") as shard:
-            seen.update(_first_words(shard.get_tensor("ids"), conversation))
-            card: dict[str, Any] = json.loads(shard.metadata()["card"])
-            return card
-    except (OSError, SafetensorError, KeyError, TypeError):
-        return None
-
-
-def _save(
-    path: Path, ids: Tensor, roles: Tensor, dropped: Counter[str], seconds: float
-) -> dict[str, Any]:
-    card = {
-        "file": path.name,
-        "sequences": len(ids),
-        "tokens": ids.numel(),
-        "answer_tokens": int(roles.sum()),
-        "dropped": dict(dropped),
-        "seconds": round(seconds, 3),
-        "ids_sha256": files.sha256_of_bytes(ids.numpy().tobytes()),
-    }
-    tensors = {"ids": ids.contiguous(), "roles": roles.contiguous()}
-    with files.replacing(path) as part:
-        save_file(tensors, part, metadata={"card": json.dumps(card)})
-    return card
-
-
-def _write_card(
-    out: Path,
-    config: DistillConfig,
-    loaded: targets.Loaded,
-    guard: OverlapGuard,
-    cards: list[dict[str, Any]],
-) -> None:
-    dropped: Counter[str] = sum((Counter(card["dropped"]) for card in cards), Counter())
-    seconds = sum(card["seconds"] for card in cards)
-    written = config.shards * config.batch * config.length
-    settings = {k: v for k, v in asdict(config).items() if k not in ("out", "data_dir", "device")}
-    for name in ("prompts", "chat_template"):
-        settings[name] = cli.without_paths(settings[name])
-    content = {
-        "target": loaded.target.name,
-        "revision": loaded.revision,
-        "licence": loaded.target.licence,
-        "settings": settings,
-        "sequences": sum(card["sequences"] for card in cards),
-        "answer_tokens": sum(card["answer_tokens"] for card in cards),
-        "dropped": dict(dropped),
-        "overlap_tokens": OVERLAP,
-        "checked_against": guard.checked,
-        "not_checked_against": guard.unchecked,
-        "seconds": round(seconds, 1),
-        "tokens_per_second": round(written / max(seconds, 1e-9)),
-        "device": environment.device_name(str(loaded.model.device)),
-        "versions": {name: environment.package_version(name) for name in ("torch", "transformers")},
-        "shards": cards,
-    }
-    files.write_text(out / CARD, json.dumps(content, indent=1) + "\n")
+def _summary(out: str, card: dict[str, Any]) -> str:
+    """What a folder holds and what was dropped, in one line."""
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in card["dropped"].items())
+    return (
+        f"{out}: {card['sequences']:,} sequences with {card['answer_tokens']:,} answer tokens; "
+        f"dropped: {dropped or 'none'}"
+    )
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
-from bench import cli, environment
+from bench import cli, environment, files
 from bench.cli import option
 from bench.decoding.decoder import TargetInfo
 from bench.decoding.drafts import trainable
@@ -27,16 +26,21 @@ from bench.decoding.drafts.trainable import TrainableDraft
 from bench.decoding.drafts.weights import read_draft, save_draft
 from bench.errors import UsageError
 from bench.targets import registry as targets
-from bench.training.anchors import drafted_tokens, sample_anchors
+from bench.training import memory, progress
+from bench.training.anchors import answer_anchors, drafted_tokens, sample_anchors
 from bench.training.curves import draw
-from bench.training.data import Batch, Shards
+from bench.training.data import HELD_MOST, HELD_SHARE, Batch, Shards
 from bench.training.losses import distillation_loss, next_token_loss
+from bench.training.resumable import Progress, ResumableState
 from bench.training.states import DraftHead, TargetStates
 from bench.training.statistics import statistics, tree
 from bench.training.trainee import Rates, Trainee
 
 DEPTH_DECAY = 0.9  # weight of a level relative to the level before it
 STANDARDISE_TOKENS = 200_000
+STANDARDISE_BATCHES = 16
+LEAST_ANCHORS = 16  # held-out positions that statistics need
+SAVE_SECONDS = 60
 SCORED = 512  # anchors whose logits exist at a time in an evaluation
 LOG = "log.jsonl"
 
@@ -58,26 +62,21 @@ class TrainConfig:
     adam_lr: float = option(1e-3, "learning rate of all other parameters")
     warm_up: int = option(100, "steps until the full learning rate")
     seeds: list[int] = option([0], "train each method once with each seed")
-    held_out: int = option(256, "sequences of each length kept for evaluation")
+    held_out: int | None = option(
+        None,
+        f"sequences of each length kept for evaluation; 1 of {HELD_SHARE} and at most {HELD_MOST} "
+        "if not given",
+    )
     eval_every: int = option(250, "steps between held-out statistics")
-    save_every: int = option(1000, "steps between saved states")
+    save_every: int = option(0, "steps between saved states; 0 saves once a minute")
     stop_at: int = option(0, "stop early at this step; the same command resumes; 0: do not")
     bits: int = option(8, "of saved matrices: 8, or 16 for bfloat16")
     device: str = cli.device_option()
     dtype: str = cli.dtype_option()
 
 
-class Progress:
-    """The number of completed steps, in the form that accelerate saves."""
-
-    def __init__(self) -> None:
-        self.step = 0
-
-    def state_dict(self) -> dict[str, int]:
-        return {"step": self.step}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.step = state["step"]
+LOCAL = ("out", "data", "device")  # settings that say nothing of how a draft was made
+FREE = (*LOCAL, "eval_every", "save_every", "stop_at", "bits")  # that a resume may change
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,8 +91,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(flags: dict[str, Any]) -> int:
-    Trainer(TrainConfig(**flags)).run()
+    config = TrainConfig(**flags)
+    advice = f"give fewer --tokens than {config.tokens}, fewer --anchors, or another --device"
+    with memory.refused(advice):
+        Trainer(config).run()
     return 0
+
+
+class Rate:
+    """The time between laps, and tokens a second over all of them."""
+
+    def __init__(self) -> None:
+        self._started = self._lap = time.perf_counter()
+        self._tokens = 0
+
+    def lap(self, tokens: int) -> float:
+        """Seconds since the last lap, in which `tokens` were trained on."""
+        before, self._lap = self._lap, time.perf_counter()
+        self._tokens += tokens
+        return self._lap - before
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self._tokens / max(self._lap - self._started, 1e-9)
 
 
 class Trainer:
@@ -104,6 +124,9 @@ class Trainer:
         for name in ("method", "data", "seeds"):
             if not getattr(config, name):
                 raise UsageError(f"{cli.flag(name)} needs at least one value")
+        for name in ("steps", "tokens", "anchors", "eval_every"):
+            if getattr(config, name) < 1:
+                raise UsageError(f"{cli.flag(name)} must be at least 1")
         kinds = {name: trainable.load(name) for name in config.method}
         self.config = config
         device, dtype = environment.settled(config.device, config.dtype)
@@ -116,6 +139,8 @@ class Trainer:
             raise UsageError(
                 f"the data was written by {min(self.shards.target)}, not {target.name}"
             )
+        self.out = Path(config.out)
+        self.state = ResumableState(self.out, self._identity(target.name))
         self.loaded = targets.load(target, str(self.device), getattr(torch, dtype))
         self.states = TargetStates(self.loaded.model)
         shape = self.loaded.model.config.get_text_config()
@@ -131,8 +156,26 @@ class Trainer:
             for seed in config.seeds
             for name, kind in kinds.items()
         ]
-        self.out = Path(config.out)
+        self._check_held_out()
         self.out.mkdir(parents=True, exist_ok=True)
+
+    def _identity(self, target: str) -> dict[str, Any]:
+        """What a training that is resumed must have in common with this one."""
+        settings = {k: v for k, v in asdict(self.config).items() if k not in FREE}
+        settings |= {"method": list(self.config.method), "seeds": list(self.config.seeds)}
+        return settings | {"model": target, "data": self.shards.card["sha256"]}
+
+    def _check_held_out(self) -> None:
+        """UsageError where the held-out answers are too few or too short for statistics."""
+        depth = max(trainee.depth for trainee in self.trainees)
+        held = self.shards.held_roles()
+        found = sum(len(answer_anchors(row, depth)) for roles in held for row in roles)
+        if found < LEAST_ANCHORS:
+            raise UsageError(
+                f"{sum(map(len, held))} held-out sequences have {found} places with "
+                f"{depth + 1} answer tokens ahead, and {LEAST_ANCHORS} are needed; write more "
+                "data, longer sequences, or give more --held-out"
+            )
 
     def _trainee(self, name: str, kind: TrainableDraft, seed: int, target: TargetInfo) -> Trainee:
         try:
@@ -148,30 +191,66 @@ class Trainer:
 
     def run(self) -> None:
         """Train from the last saved state to `stop_at` or the end; at the end, save weights."""
-        config, state = self.config, self.out / "state"
-        if state.is_dir():
-            self.accelerator.load_state(str(state))
-        else:
-            self._standardise()
+        config = self.config
         last = min(config.stop_at or config.steps, config.steps)
-        bar = tqdm(total=last, initial=self.progress.step, desc="train", unit="step", disable=None)
-        started = time.perf_counter()
+        if not self._resume():
+            self._standardise()
+        elif self._finished():
+            progress.note(f"{self.out} is trained: {config.steps} steps; nothing is left to do")
+            return
         losses: dict[str, list[Tensor]] = {t.label: [] for t in self.trainees}
-        for batch in self._batches(self.progress.step, last):
-            for label, loss in self._step(batch).items():
-                losses[label].append(loss)
-            self.progress.step += 1
-            bar.update()
-            step = self.progress.step
-            if step % config.eval_every == 0 or step == config.steps:
-                seconds = time.perf_counter() - started
-                self._log(step, losses, seconds)
-                losses = {t.label: [] for t in self.trainees}
-            if step % config.save_every == 0 or step == last:
-                self.accelerator.save_state(str(state))
-        bar.close()
-        if self.progress.step == config.steps and self.accelerator.is_main_process:
+        done = self.progress
+        rate = Rate()
+        saved = time.perf_counter()
+        with progress.bar(last, done.step, "train", "steps") as bar:
+            for batch in self._batches(done.step, last):
+                for label, loss in self._step(batch).items():
+                    losses[label].append(loss)
+                done.step += 1
+                done.seconds += rate.lap(batch.ids.numel())
+                bar.set_postfix_str(f"{rate.tokens_per_second:,.0f} tokens/s", refresh=False)
+                bar.update()
+                if done.step % config.eval_every == 0 or done.step == config.steps:
+                    self._log(losses)
+                    losses = {t.label: [] for t in self.trainees}
+                    done.seconds += rate.lap(0)
+                if self._is_due(saved, last):
+                    self.state.save(self.accelerator, done.step)
+                    saved = time.perf_counter()
+        if done.step == config.steps and self.accelerator.is_main_process:
             self._finish()
+
+    def _is_due(self, saved: float, last: int) -> bool:
+        """Whether the state is saved after this step; it was saved last at `saved`."""
+        step, every = self.progress.step, self.config.save_every
+        if step == last:
+            return True
+        return step % every == 0 if every else time.perf_counter() - saved > SAVE_SECONDS
+
+    def _resume(self) -> bool:
+        """Load the saved state and leave out what the log has of later steps."""
+        if not self.state.load(self.accelerator):
+            (self.out / LOG).unlink(missing_ok=True)
+            return False
+        step = self.progress.step
+        progress.note(f"{self.out} holds {step} of {self.config.steps} steps; going on from there")
+        known = [entry for entry in self._entries() if entry["step"] <= step]
+        if self.accelerator.is_main_process:
+            files.write_text(self.out / LOG, "".join(json.dumps(e) + "\n" for e in known))
+        return True
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """What was logged so far."""
+        path = self.out / LOG
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def _finished(self) -> bool:
+        written = all(self._weights(trainee).exists() for trainee in self.trainees)
+        return written and self.progress.step >= self.config.steps
+
+    def _weights(self, trainee: Trainee) -> Path:
+        return self.out / f"{trainee.label}.safetensors"
 
     def _batches(self, first: int, last: int) -> Iterator[Batch]:
         """Batches `first` to `last`; each process gets its share of the rows."""
@@ -252,7 +331,7 @@ class Trainer:
             at = batch.roles
             seen.append((embeddings[at], hidden[at], {k: v[at] for k, v in taps.items()}))
             count += int(at.sum())
-            if count >= STANDARDISE_TOKENS:
+            if count >= STANDARDISE_TOKENS or len(seen) >= STANDARDISE_BATCHES:
                 break
         embedded = torch.cat([e for e, _, _ in seen])
         states = torch.cat([h for _, h, _ in seen])
@@ -280,7 +359,8 @@ class Trainer:
             rows += [self.head.ranks(*pair) for pair in pairs]
         return torch.cat(rows).cpu()
 
-    def _log(self, step: int, losses: dict[str, list[Tensor]], seconds: float) -> None:
+    def _log(self, losses: dict[str, list[Tensor]]) -> None:
+        step, seconds = self.progress.step, self.progress.seconds
         entry: dict[str, Any] = {"step": step, "seconds": round(seconds, 2), "methods": {}}
         for trainee in self.trainees:
             mean = (
@@ -297,19 +377,19 @@ class Trainer:
                 label: [round(m["loss"], 3), [round(x, 2) for x in m["accepted"].values()]]
                 for label, m in entry["methods"].items()
             }
-            tqdm.write(f"{step}: {seconds:.0f} s {summary}", file=sys.stderr)
+            progress.note(f"{step}: {seconds:.0f} s {summary}")
 
     # The end
 
     def _finish(self) -> None:
         """Draw the log; save each draft with its card, and the ranks that its tree comes from."""
-        log = [json.loads(line) for line in (self.out / LOG).read_text().splitlines()]
+        log = self._entries()
         draw(log, self.out / "curve.svg")
         for trainee in self.trainees:
             card = self._card(trainee, log[-1])
             held = self.held_out_ranks(trainee)
             save_file({"ranks": held.to(torch.uint8)}, self.out / f"{trainee.label}.ranks")
-            path = self.out / f"{trainee.label}.safetensors"
+            path = self._weights(trainee)
             save_draft(path, trainee.draft, self.by_frequency, card, bits=self.config.bits)
             # The effect of the saved precision, on the same held-out anchors.
             trainee.draft.load_state_dict(read_draft(path).state)
@@ -319,7 +399,6 @@ class Trainer:
 
     def _card(self, trainee: Trainee, last: dict[str, Any]) -> dict[str, Any]:
         """How `trainee` was made; `last` is the log's last entry."""
-        left_out = ("out", "data", "device")
         packages = ("torch", "transformers", "accelerate")
         return {
             "method": trainee.name,
@@ -329,7 +408,7 @@ class Trainer:
             "licence": "Apache-2.0",
             "target": self.loaded.target.name,
             "target_revision": self.loaded.revision,
-            "recipe": {k: v for k, v in asdict(self.config).items() if k not in left_out},
+            "recipe": {k: v for k, v in asdict(self.config).items() if k not in LOCAL},
             "data": self.shards.card,
             "held_out": last["methods"][trainee.label],
             "seconds": last["seconds"],

@@ -25,9 +25,10 @@ from bench.decoding.drafts.weights import SavedDraft, load_state, read_draft, re
 from bench.errors import UsageError
 from bench.questions import sets
 from bench.targets import registry as targets
+from bench.training import memory
 from bench.training.anchors import answer_anchors, drafted_tokens
 from bench.training.conversations import Conversation
-from bench.training.given import batch_of
+from bench.training.given import table
 from bench.training.states import DraftHead, TargetStates
 from bench.training.statistics import statistics, tree
 from bench.training.writer import Writer, WriterSettings
@@ -42,7 +43,7 @@ class TreesConfig:
     chat_template: str | None = cli.chat_template_option()
     length: int = option(256, "tokens of a conversation; long answers repeat themselves")
     device: str = cli.device_option()
-    dtype: str = cli.dtype_option("bfloat16")
+    dtype: str = cli.dtype_option()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(flags: dict[str, Any]) -> int:
-    grow(TreesConfig(**flags))
+    with memory.refused("give a smaller --length, or another --device"):
+        grow(TreesConfig(**flags))
     return 0
 
 
@@ -140,7 +142,7 @@ def _answers(loaded: targets.Loaded, questions: Any, length: int) -> tuple[Tenso
     settings = WriterSettings(batch=len(turns), length=length)
     generator = torch.Generator(loaded.model.device)
     writer = Writer(loaded.model, conversation, settings, generator)
-    return writer.write(batch_of(turns, 0, len(turns)))
+    return writer.write(table(turns))
 
 
 if __name__ == "__main__":

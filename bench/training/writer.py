@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface
+from transformers import AttentionInterface, DynamicCache
 
-from bench.decoding.cache import TreeCache, round_up
+from bench.decoding.cache import TreeCache, cache_argument, round_up
 from bench.training.conversations import Conversation
 
 USER, TURN, ANSWER, NEXT, DONE = range(5)  # what a sequence is writing
 ATTENTION = "chimera_batch_decode"
+TELL = 32  # rows between two reports of progress
+LOGITS = 6  # float32 tensors of all logits that live at a time
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,8 @@ class WriterSettings:
     Attributes:
         batch: sequences at a time.
         length: tokens of a sequence, T.
-        user_tokens: a user's turn that does not end by itself within this length is cut and its
-            answer is not kept.
+        user_tokens: a user's turn that is longer ends with its sentence or line; at twice as many
+            tokens it is cut and its answer is not kept.
         temperature, min_p: of users' turns (min-p: arXiv 2407.01082).
         answer_temperature: 0 for greedy answers.
     """
@@ -43,6 +45,20 @@ class WriterSettings:
     temperature: float = 1.0
     min_p: float = 0.04
     answer_temperature: float = 0.0
+
+    @property
+    def longest(self) -> int:
+        """Tokens at which a user's turn is cut, its end included."""
+        return 2 * self.user_tokens
+
+
+def sequence_bytes(model: Any, length: int) -> int:
+    """Memory of one sequence of a batch: its cache, ids and roles, and what its logits take while
+    a token is drawn."""
+    config = model.config.get_text_config()
+    cache = TreeCache.of(config, model.dtype, torch.device("meta"))
+    cache.reserve(length)
+    return cache.rows.nbytes + 9 * length + LOGITS * 4 * config.vocab_size
 
 
 def _attend(
@@ -87,6 +103,7 @@ class Writer:
         self._generator = generator
         device, batch = model.device, settings.batch
         config = model.config.get_text_config()
+        self._argument = cache_argument(model)
         self._cache = TreeCache.of(config, model.dtype, device, batch)
         self._cache.reserve(settings.length)
         self._row = torch.zeros(1, dtype=torch.long, device=device)  # the newest token's
@@ -95,6 +112,12 @@ class Writer:
         self._opening = torch.tensor(conversation.opening, device=device)
         self._turn = torch.tensor(conversation.turn, device=device)
         self._next = torch.tensor(conversation.next_turn, device=device)
+        vocab = config.vocab_size  # a tokenizer may have more tokens
+        control = [i for i in conversation.control if i < vocab]
+        closing = [i for i in conversation.closing if i < vocab]
+        self._control = torch.tensor(control, dtype=torch.long, device=device)
+        self._closes = torch.zeros(vocab, dtype=torch.bool, device=device)
+        self._closes[closing] = True
         self._ids = torch.zeros(batch, settings.length, dtype=torch.long, device=device)
         self._roles = torch.zeros(batch, settings.length, dtype=torch.uint8, device=device)
         self._mode, self._count, self._turns = (
@@ -106,18 +129,26 @@ class Writer:
         AttentionInterface.register(ATTENTION, _attend)
 
     @torch.inference_mode()
-    def write(self, prompts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def write(
+        self, prompts: Tensor | None = None, wrote: Callable[[int], object] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(ids int64 [B, T], roles uint8 [B, T]: 1 where the target answered a kept prompt).
 
         Args:
             prompts: int64 [B, turns, P], padded with -1; sampled where None.
+            wrote: called now and then with how many tokens are new.
         """
         self._start(prompts)
         usual = self.model.config._attn_implementation
         self.model.set_attn_implementation(ATTENTION)
         try:
-            for row in range(len(self.conversation.opening) - 1, self.settings.length - 1):
-                self._run(min(round_up(row + 1), self.settings.length))
+            told, length = 0, self.settings.length
+            for row in range(len(self.conversation.opening) - 1, length - 1):
+                self._run(min(round_up(row + 1), length))
+                if wrote and ((row + 2) % TELL == 0 or row + 2 == length):
+                    now = int(self._row) + 1  # waits for the device
+                    wrote(self.settings.batch * (now - told))
+                    told = now
         finally:
             self.model.set_attn_implementation(usual)
         return self._ids.clone(), self._roles.clone()
@@ -128,7 +159,8 @@ class Writer:
             self._prompts = prompts.to(self.model.device)
             self._graphs.clear()  # they read the old prompts
         opening = self._opening
-        known = self.model.base_model(input_ids=opening[None], use_cache=True).past_key_values
+        known = DynamicCache(config=self.model.config.get_text_config())
+        self.model.base_model(input_ids=opening[None], use_cache=True, **{self._argument: known})
         for layer, source in zip(self._cache.layers, known.layers, strict=True):
             layer.keys[:, :, : len(opening)] = source.keys
             layer.values[:, :, : len(opening)] = source.values
@@ -177,8 +209,8 @@ class Writer:
             input_ids=self._ids.index_select(1, row),
             position_ids=row[None].expand(self.settings.batch, 1),
             attention_mask=mask,
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._argument: self._cache},
         )
         token, role = self._advance(output.logits[:, -1])
         row.add_(1)
@@ -228,11 +260,15 @@ class Writer:
             given = rest.gather(1, self._count.clamp(max=room - 1)[:, None]).squeeze(1)
             ended = (given < 0) | (self._count >= room)
             return torch.where(ended, end, given), ended, torch.zeros_like(ended)
+        limit, longest = self.settings.user_tokens, self.settings.longest
         scores = logits.float() / self.settings.temperature
+        scores.index_fill_(1, self._control, -torch.inf)
         scores[:, end] = scores[:, end].masked_fill(self._count == 0, -torch.inf)
         floor = scores.amax(dim=-1, keepdim=True) + math.log(self.settings.min_p)
         word = self._draw(scores.masked_fill(scores < floor, -torch.inf))
-        cut = (self._count + 1 >= self.settings.user_tokens) & (word != end)
+        newest = self._ids.index_select(1, self._row)[:, 0]
+        word = torch.where((self._count >= limit) & self._closes[newest], end, word)
+        cut = (self._count + 1 >= longest) & (word != end)
         word = torch.where(cut, end, word)
         return word, word == end, cut
 

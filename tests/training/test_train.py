@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from bench.decoding.decoder import TargetInfo
 from bench.decoding.drafts import trainable
-from bench.decoding.drafts.weights import read_draft
+from bench.decoding.drafts.weights import read_draft, rewrite_card
 from bench.errors import UsageError
+from bench.training import train
 from bench.training.anchors import sample_anchors
+from bench.training.data import Batch
 from bench.training.train import TrainConfig, Trainer
 from tests.training import drafts
 from tests.training.drafts import METHODS, PREDICTABLE, RUNS
@@ -190,9 +193,11 @@ def test_anchors_lie_in_answers_and_weights_end_with_them() -> None:
             "nowhere holds no data card; run python -m bench.training.distill",
         ),
         ({"model": "synthetic:tiny"}, "written by synthetic:predictable, not synthetic:tiny"),
-        ({"held_out": 5000}, "cannot spare 5000; write more data"),
+        ({"held_out": 5000}, "--held-out 5000 of 288 sequences cannot be; give 1 to 287"),
+        ({"held_out": 0}, "--held-out 0 of 288 sequences cannot be"),
+        ({"steps": 0}, "--steps must be at least 1"),
     ],
-    ids=["method", "no data", "another target", "too little data"],
+    ids=["method", "no data", "another target", "all held out", "none held out", "no steps"],
 )
 def test_what_cannot_be_trained_is_refused(
     changes: dict[str, Any], match: str, tmp_path: Path
@@ -203,6 +208,72 @@ def test_what_cannot_be_trained_is_refused(
     assert not out.exists()
 
 
-def test_batches_larger_than_the_data_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="not one batch of 1000000 tokens"):
-        Trainer(short(tmp_path, tokens=1_000_000)).run()
+def little(folder: Path, sequences: int, length: int = drafts.LENGTH) -> TrainConfig:
+    """A training on the first sequences of the data."""
+    (shard,) = drafts.data(PREDICTABLE).glob("*.safetensors")
+    tensors = {k: v[:sequences, :length].contiguous() for k, v in load_file(shard).items()}
+    drafts.write_data(folder / "data", PREDICTABLE, tensors["ids"], tensors["roles"])
+    changes = {"data": (str(folder / "data"),), "held_out": None, "tokens": 1_000_000}
+    return short(folder / "out", steps=2, **changes)
+
+
+def test_little_data_trains(tmp_path: Path) -> None:
+    """In one batch; a sixteenth is held out, at least one sequence."""
+    config = little(tmp_path, 3)
+    trainer = Trainer(config)
+    assert [len(batch.ids) for batch in trainer.shards.held(99)] == [1]
+    trainer.run()
+    assert read_draft(tmp_path / "out" / "medusa-0.safetensors").card["recipe"]["held_out"] is None
+    whole = Trainer(short(tmp_path / "whole", held_out=None))
+    assert sum(len(batch.ids) for batch in whole.shards.held(99)) == 288 // 16
+
+
+def test_too_little_data_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="fewer than two sequences of one length; write more"):
+        Trainer(little(tmp_path / "a", 1))
+    with pytest.raises(UsageError, match="1 held-out sequences have 0 places with 6 answer tokens"):
+        Trainer(little(tmp_path / "b", 2, length=9))
+    assert not (tmp_path / "b" / "out").exists()
+
+
+def test_a_killed_training_resumes_and_a_finished_one_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = drafts.data(PREDICTABLE)
+    flags = ["--method", "medusa", "--model", PREDICTABLE, "--data", str(folder), "--device", "cpu"]
+    flags += ["--out", str(tmp_path), "--steps", "6", "--tokens", "384", "--anchors", "6"]
+    flags += ["--eval-every", "2", "--save-every", "2"]
+    step = Trainer._step
+
+    def killed(trainer: Trainer, batch: Batch) -> dict[str, Any]:
+        if trainer.progress.step == 5:
+            raise KeyboardInterrupt
+        return step(trainer, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", killed)
+        assert train.main(flags) == 130
+    assert "stopped; the same command resumes" in capsys.readouterr().err
+    assert train.main([*flags, "--steps", "7"]) == 2
+    assert f"{tmp_path} holds a training with --steps 6, not 7" in capsys.readouterr().err
+    assert train.main(flags) == 0
+    assert f"{tmp_path} holds 4 of 6 steps; going on from there" in capsys.readouterr().err
+    assert [entry["step"] for entry in drafts.log(tmp_path)] == [2, 4, 6]
+    assert [path.name for path in tmp_path.glob("state-*")] == ["state-6"], "the newest alone"
+    rewrite_card(tmp_path / "medusa-0.safetensors", {"tree": [[0]]})
+    assert train.main(flags) == 0
+    assert "is trained: 6 steps; nothing is left to do" in capsys.readouterr().err
+    assert read_draft(tmp_path / "medusa-0.safetensors").card["tree"] == [[0]]
+
+
+def test_out_of_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(Trainer, "run", full)
+    flags = ["--method", "medusa", "--model", PREDICTABLE, "--device", "cpu"]
+    flags += ["--data", str(drafts.data(PREDICTABLE)), "--out", str(tmp_path)]
+    assert train.main(flags) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory; give fewer --tokens than 5")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +19,12 @@ from bench.errors import UsageError
 from bench.questions import registry
 from bench.questions import sets as prompts
 from bench.targets.synthetic import predictable, tokenizer
+from bench.training import memory, progress
 from bench.training.conversations import Conversation
-from bench.training.distill import DistillConfig, distill
-from bench.training.given import batch_of
-from bench.training.writer import Writer, WriterSettings
+from bench.training.distill import DistillConfig, distill, main
+from bench.training.given import table
+from bench.training.markers import MarkerGuard, closing_ids
+from bench.training.writer import Writer, WriterSettings, sequence_bytes
 from tests.training.drafts import TEMPLATE, chat_target
 
 VOCAB, END = 64, 63
@@ -129,7 +132,8 @@ def test_the_end_of_the_last_turn_ends_the_conversation(model: LlamaForCausalLM)
 
 
 def test_sampled_turns_that_are_cut_are_not_kept(model: LlamaForCausalLM) -> None:
-    settings = WriterSettings(batch=32, length=96, user_tokens=12, min_p=0.02)
+    settings = WriterSettings(batch=32, length=96, user_tokens=6, min_p=0.02)
+    assert settings.longest == 12
     ids, roles = write(model, settings)
     check_greedy(model, ids, roles)
     kept = dropped = 0
@@ -146,6 +150,33 @@ def test_sampled_turns_that_are_cut_are_not_kept(model: LlamaForCausalLM) -> Non
             dropped += bool(answer and not role[0])
     assert kept >= 5
     assert dropped >= 5
+
+
+def test_a_long_turn_ends_with_its_sentence(model: LlamaForCausalLM) -> None:
+    """And holds no control token."""
+    closing, control, limit = range(0, END, 2), (1, 3, 5), 4
+    conversation = Conversation(OPENING, TURN, NEXT, control, tuple(closing))
+    settings = WriterSettings(batch=64, length=96, user_tokens=limit, min_p=0.001)
+    writer = Writer(model, conversation, settings, torch.Generator().manual_seed(0))
+    ids, roles = writer.write()
+    ended = 0
+    for row in range(len(ids)):
+        found = list(parts(ids[row].tolist(), roles[row].tolist()))
+        asked = [words for kind, words, _ in found if kind == "user"][:-1]  # the last may be cut
+        for words in asked:
+            assert not set(words) & set(control)
+            assert not any(word in closing for word in words[limit - 1 : -1])
+            ended += len(words) >= limit and words[-1] in closing
+    assert ended > 10
+    assert roles.any(dim=1).float().mean() > 0.9, "few are dropped"
+
+
+def test_progress_adds_up_to_the_batch(model: LlamaForCausalLM) -> None:
+    told: list[int] = []
+    settings = WriterSettings(batch=3, length=70)
+    Writer(model, CONVERSATION, settings, torch.Generator()).write(wrote=told.append)
+    assert sum(told) == 3 * 70
+    assert len(told) > 1
 
 
 def test_sampling_repeats_with_its_seed(model: LlamaForCausalLM) -> None:
@@ -179,7 +210,7 @@ def config(target: str, out: Path, **changes: Any) -> DistillConfig:
     base = DistillConfig(
         model=target,
         out=str(out),
-        shards=3,
+        sequences=48,
         batch=16,
         length=64,
         user_tokens=24,
@@ -295,7 +326,7 @@ def test_given_prompts_of_every_form(form: str, target: str, tmp_path: Path) -> 
     rows = [FORMS[form](f"ab {i}", f"cd {i}") for i in range(4)]
     path = jsonl(tmp_path / "prompts.jsonl", rows)
     out = tmp_path / "out"
-    distill(config(target, out, prompts=path, shards=1, batch=4, length=128))
+    distill(config(target, out, prompts=path, batch=4, length=128))
     words = tokenizer(320, 2048)
     texts = [words.decode(row) for row in rows_of(out)]
     asked = {text.split("+")[1].split("<eos>")[0] for text in texts}
@@ -305,20 +336,32 @@ def test_given_prompts_of_every_form(form: str, target: str, tmp_path: Path) -> 
     assert card_of(out)["settings"]["prompts"] == "prompts.jsonl"
 
 
-def test_single_prompts_repeat_and_repeats_are_dropped(target: str, tmp_path: Path) -> None:
-    path = jsonl(tmp_path / "prompts.jsonl", [{"prompt": "one"}, {"prompt": "two"}])
+def test_every_prompt_is_asked_once_and_repeats_are_dropped(target: str, tmp_path: Path) -> None:
+    rows = [{"prompt": "one"}, {"turns": ["two", "and now?"]}, {"instruction": "one"}]
     out = tmp_path / "out"
-    distill(config(target, out, prompts=path, shards=2, batch=4))
+    distill(config(target, out, prompts=jsonl(tmp_path / "prompts.jsonl", rows), batch=2))
     card = card_of(out)
-    assert [shard["sequences"] for shard in card["shards"]] == [2, 0]
-    assert card["dropped"] == {"duplicate": 6}
+    assert [shard["batch"] for shard in card["shards"]] == [2, 1]
+    assert card["sequences"] == 2
+    assert card["dropped"] == {"duplicate": 1}
+
+
+def test_prompts_may_be_one_array_and_long_ones_are_counted(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"prompt": "one"}, {"prompt": "too long " * 20}]
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps(rows, indent=1))
+    distill(config(target, tmp_path / "out", prompts=str(path)))
+    assert card_of(tmp_path / "out")["sequences"] == 1
+    assert "--prompts: 1 of 2 left out: empty, or over 32 tokens" in capsys.readouterr().err
 
 
 def test_a_test_question_among_the_prompts_is_found(target: str, tmp_path: Path) -> None:
     question = prompts.load("mini", None).dataset[0]["turns"][0][:30]
     path = jsonl(tmp_path / "prompts.jsonl", [{"prompt": question}, {"prompt": "harmless"}])
     out = tmp_path / "out"
-    distill(config(target, out, prompts=path, shards=1, batch=2))
+    distill(config(target, out, prompts=path, batch=2))
     card = card_of(out)
     assert card["dropped"] == {"overlap with a test set": 1}
     (row,) = rows_of(out)
@@ -328,20 +371,165 @@ def test_a_test_question_among_the_prompts_is_found(target: str, tmp_path: Path)
 def test_prompts_that_cannot_be_read(target: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     nothing = jsonl(tmp_path / "a.jsonl", [{"text": "neither"}])
-    with pytest.raises(UsageError, match="row 1 has none of conversations"):
+    with pytest.raises(UsageError, match="line 1 has none of conversations"):
         distill(config(target, out, prompts=nothing))
     long = jsonl(tmp_path / "b.jsonl", [{"prompt": "too long " * 20}])
     with pytest.raises(UsageError, match="no user's turn of up to 32 tokens"):
         distill(config(target, out, prompts=long))
+    broken = tmp_path / "c.jsonl"
+    broken.write_text('{"prompt": "fine"}\n{"prompt": ')
+    with pytest.raises(UsageError, match=r"c\.jsonl line 2 is not JSON"):
+        distill(config(target, out, prompts=str(broken)))
+    with pytest.raises(UsageError, match=r"there is no file missing\.jsonl"):
+        distill(config(target, out, prompts="missing.jsonl"))
+    with pytest.raises(UsageError, match="--sequences must be at least 1, not 0"):
+        distill(config(target, out, sequences=0))
     with pytest.raises(UsageError, match=r"--length must lie in 64\.\.1024"):
         distill(config(target, out, length=32))
     assert not out.exists()
 
 
-def test_a_batch_of_prompts_is_padded_behind_its_turns() -> None:
-    given = [[[1, 2], [3]], [[4]]]
-    assert batch_of(given, 0, 2).tolist() == [[[1, 2], [3, -1]], [[4, -1], [-1, -1]]]
-    assert batch_of(given, 1, 1).tolist() == [[[4]]]
+def test_prompts_are_padded_behind_their_turns() -> None:
+    assert table([[[1, 2], [3]], [[4]]]).tolist() == [[[1, 2], [3, -1]], [[4, -1], [-1, -1]]]
+    assert table([[[4]]]).tolist() == [[[4]]]
+
+
+def test_a_template_marker_spelled_as_text_is_found() -> None:
+    words = tokenizer(320, 2048)
+
+    def ids(*texts: str) -> list[int]:
+        return [i for text in texts for i in words(text, add_special_tokens=False)["input_ids"]]
+
+    end = words.eos_token_id
+    turns = [ids("<", "eos>!"), ids("<|", "user|>"), [*ids("plain"), end], ids("a <b> c!!")]
+    longest = max(map(len, turns))
+    rows = torch.tensor([turn + [end] * (longest - len(turn)) for turn in turns])
+    roles = torch.zeros_like(rows)
+    guard = MarkerGuard(words)
+    assert guard.marked(rows, roles) == [True, True, False, False]
+    assert not any(guard.marked(rows, roles + 1)), "answers are the target's own"
+
+
+def test_tokens_that_end_a_sentence_or_a_line() -> None:
+    words = tokenizer(320, 2048)
+    assert sorted(words.decode([i]) for i in closing_ids(words)) == ["\n", "!", ".", "?"]
+
+
+# Memory, and interrupted commands
+
+
+def test_a_batch_that_does_not_fit_is_refused_before_any_work(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 10_000_000)  # noqa: ARG005
+    with pytest.raises(UsageError, match=r"^--batch 4096 needs .* GB on cpu, .*; give --batch \d+"):
+        distill(config(target, tmp_path / "out", batch=4096))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)  # noqa: ARG005
+    with pytest.raises(UsageError, match="give a smaller --length"):
+        distill(config(target, tmp_path / "out", batch=None))
+
+
+def test_the_batch_is_chosen_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)  # noqa: ARG005
+    assert [memory.batch_size(None, each, cpu) for each in (1, 10, 100, 700)] == [128, 64, 4, 1]
+    assert memory.batch_size(90, 10, cpu) == 90
+    with pytest.raises(UsageError, match="give --batch 64 or leave it out"):
+        memory.batch_size(101, 10, cpu)
+
+
+def test_free_memory_heeds_a_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_bytes(torch.device("cpu")) > 10_000
+    for name, text in (("max", "9000"), ("current", "5000"), ("stat", "anon 1\ninactive_file 700")):
+        (tmp_path / f"memory.{name}").write_text(text + "\n")
+    assert memory.free_bytes(torch.device("cpu")) == 4700
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.free_bytes(torch.device("cpu")) > 10_000
+
+
+def test_the_bytes_of_a_sequence_are_those_that_a_writer_allocates(
+    model: LlamaForCausalLM,
+) -> None:
+    writer = Writer(model, CONVERSATION, WriterSettings(batch=4, length=128), torch.Generator())
+    assert sequence_bytes(model, 128) > writer._cache.rows.nbytes / 4
+    assert sequence_bytes(model, 128) < writer._cache.rows.nbytes / 4 + 20_000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+        RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried"),
+        MemoryError(),
+    ],
+    ids=["GPU", "CPU", "python"],
+)
+def test_out_of_memory_halves_the_batch(
+    error: Exception,
+    target: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, room = Writer.write, [5]
+
+    def write(writer: Writer, *args: Any) -> tuple[Tensor, Tensor]:
+        if writer.settings.batch > room[0]:
+            raise error
+        return whole(writer, *args)
+
+    monkeypatch.setattr(Writer, "write", write)
+    out = tmp_path / "out"
+    distill(config(target, out, sequences=10))
+    assert [shard["batch"] for shard in card_of(out)["shards"]] == [5, 5]
+    assert "out of memory; going on with 5 at a time" in capsys.readouterr().err
+    room[0] = 0
+    with pytest.raises(UsageError, match=r"^out of memory; "):
+        distill(config(target, tmp_path / "other"))
+
+
+def test_an_interrupted_folder_is_continued(
+    target: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, left = Writer.write, [1]
+
+    def write(writer: Writer, *args: Any) -> tuple[Tensor, Tensor]:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return whole(writer, *args)
+
+    out = tmp_path / "out"
+    flags = [*("--model", target, "--out", str(out), "--sequences", "48", "--batch", "16")]
+    flags += [*("--length", "64", "--user-tokens", "24", "--device", "cpu")]
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "write", write)
+        assert main(flags) == 130
+    assert "the same command resumes" in capsys.readouterr().err
+    assert main(flags) == 0
+    assert f"{out} holds 16 of 48 sequences" in capsys.readouterr().err
+    shards = [[s["ids_sha256"] for s in card_of(where)["shards"]] for where in (out, folder)]
+    assert shards[0] == shards[1]
+    assert main([*flags, "--length", "96"]) == 2
+    said = capsys.readouterr().err
+    assert f"error: {out} holds shards written with --length 64, not 96" in said
+
+
+def test_progress_is_lines_where_there_is_no_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "MINUTE", 0.0)
+    with progress.bar(2000, 0, "distill", "tokens") as bar:
+        bar.update(1000)
+    lines = capsys.readouterr().err
+    assert "\r" not in lines
+    assert re.search(r"^distill: 50% of 2.00k tokens, .* left, .*tokens/s$", lines, re.MULTILINE)
 
 
 def test_a_conversation_of_fewer_turns_ends_with_its_own(model: LlamaForCausalLM) -> None:

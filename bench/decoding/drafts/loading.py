@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,11 +62,14 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
         name = cls.trained_as
         if settings.checkpoint or shipped(cls.package, name, target.name):
             return cls._misfit(target, settings.checkpoint)
+        model = shlex.quote(target.argument or target.name)
+        folder = target.name.replace("/", "-").replace(":", "-")
+        data, out = (shlex.quote(f"{parent}/{folder}") for parent in ("data", "trained"))
         return (
             f"no {name} weights for {target.name}; run "
-            f"python -m bench.training.distill --model {target.name} and "
-            f"python -m bench.training.train --model {target.name} --method {name}, then pass "
-            f"--checkpoint {cls.name}=trained/{name}-0.safetensors"
+            f"`python -m bench.training.distill --model {model} --out {data} && "
+            f"python -m bench.training.train --model {model} --method {name} --data {data} "
+            f"--out {out}`, then pass --checkpoint {cls.name}={out}/{name}-0.safetensors"
         )
 
     @classmethod
