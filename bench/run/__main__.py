@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from bench import cli as settings
 from bench.errors import UsageError
 from bench.run.config import RunConfig, resolve
-from bench.run.paths import REPORT
 
 if TYPE_CHECKING:
     from bench.records.runs import Record, RunFolder
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from bench.targets.registry import Target
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.run") -> int:
     """Exit code 0, 1 where a turn failed, 2 on invalid input, 130 when interrupted."""
     parser = settings.Parser(
-        prog="python -m bench.run",
+        prog=prog,
         description="Run decoding methods on question sets and leave records and a report.",
         allow_abbrev=False,
     )
@@ -62,7 +62,6 @@ def run(plan: Plan) -> int:
     """Runs what is not done yet, audits and reports. 1 where any turn failed, else 0."""
     from bench.audit import results
     from bench.records import runs
-    from reports import build
 
     with runs.RunFolder(plan.folder) as folder:
         if not plan.config.resume and runs.read(folder.path):
@@ -71,16 +70,35 @@ def run(plan: Plan) -> int:
                 "choose another --out"
             )
         plan.stamp(folder)
+        print(f"plan: {plan.headline()}", file=sys.stderr)
         rows = [row for target in plan.targets for row in run_target(plan, target, folder)]
         results.write_shallow(folder, rows)
         failed = [r for r in runs.latest(runs.read(folder.path)) if r["error"]]
-    print(f"records: {folder.path}", file=sys.stderr)
+    if plan.config.report:
+        show_report(folder.path, failed)
+    else:
+        show_records(folder.path, failed)
+    return int(any(r["status"] == "error" for r in failed))
+
+
+def show_records(folder: Path, failed: Sequence[Record]) -> None:
+    """Where the records are, and why some have no figures."""
+    print(f"records: {folder}", file=sys.stderr)
     for reason in dict.fromkeys(f"{r['method']}: {r['status']}: {r['error']}" for r in failed):
         print(f"  {reason}", file=sys.stderr)
-    if plan.config.report:
-        build.build([folder.path], REPORT)
-        print(f"report: {REPORT}", file=sys.stderr)
-    return int(any(r["status"] == "error" for r in failed))
+
+
+def show_report(folder: Path, failed: Sequence[Record]) -> None:
+    """The overview on stdout; then on stderr where the records and the page are."""
+    from reports import build, terminal
+
+    page = build.load([folder])
+    build.tell(page)
+    if table := terminal.overview(page, shutil.get_terminal_size().columns):
+        print(table, flush=True)
+    show_records(folder, failed)
+    paths = build.publish(page, build.places([folder]))
+    print(f"report: {build.listed(paths)}", file=sys.stderr)
 
 
 def run_target(plan: Plan, target: Target, folder: RunFolder) -> list[Record]:

@@ -8,18 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from bench.decoding.decoder import Decoder
 from bench.decoding.sampling import Sampling
 from bench.errors import UsageError, one_line
+from bench.progress import Progress
 from bench.questions import chat, history
 from bench.questions.history import Entries, HistoryEntry, Prompt, TooLongError
 from bench.questions.parsing import Questions
 from bench.records.runs import RunFolder
 from bench.run.config import RunConfig
 from bench.run.frozen import FrozenPrompts
-from bench.run.progress import hidden
 from bench.run.recording import text_of
 from bench.run.runner import run_turn
 from bench.targets.registry import Loaded, Target
@@ -120,7 +118,7 @@ class HistoryWriter:
         turns, entries = self.config.turns, self._entries
         found: list[Prompt] = []
         missing = history.missing(sets, turns, self.name, entries)
-        with tqdm(total=missing, desc="history", unit="turn", disable=hidden(missing)) as bar:
+        with Progress(f"{self.name}: history", missing, "turn") as bar:
 
             def answer(prompt: Prompt) -> HistoryEntry:
                 entry = self._answer(prompt)

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import sys
+import time
 from collections.abc import Mapping, Sequence
 
 import torch
-from tqdm import tqdm
 
 from bench.decoding.decoder import Decoder
 from bench.decoding.sampling import Sampling
 from bench.errors import one_line
+from bench.progress import Progress, duration, note
 from bench.questions.history import Prompt
 from bench.records.runs import REFERENCE, RunFolder
 from bench.run.engine_targets import EngineTargets
-from bench.run.grid import Cell, GridPoint, generator_seed, grid
-from bench.run.methods import STOCK
+from bench.run.estimate import Estimate
+from bench.run.grid import Cell, GridPoint, generator_seed, grid, size
 from bench.run.plan import Plan
 from bench.run.prepared import PreparedMethod, prepare
-from bench.run.progress import hidden
 from bench.run.prompting import HistoryWriter
 from bench.run.recording import Recorder
 from bench.targets.registry import Loaded
@@ -33,7 +32,7 @@ class Session:
         self.loaded = loaded
         self.folder = folder
         self.name = loaded.target.name
-        self.targets = EngineTargets(loaded.model, self.name, warn)
+        self.targets = EngineTargets(loaded.model, self.name, note)
         self.recorder = Recorder(plan.config, loaded, plan.device_name, folder.path.name)
 
     def run(self) -> list[Prompt]:
@@ -52,8 +51,7 @@ class Session:
         return method.decoder(self.targets.target(self.config.engine[0]), method.settings)
 
     def _run_engine(self, engine: str, prompts: Sequence[Prompt]) -> None:
-        first = engine == self.config.engine[0]  # the stock row has no engine: it runs once
-        methods = [m for m in self.plan.methods if first or m.name != STOCK]
+        methods = self.plan.methods_on(engine)
         prepared = {m.label: prepare(m, self.targets.get(engine)) for m in methods}
         for method in prepared.values():
             if method.failure:
@@ -64,8 +62,25 @@ class Session:
             if prompt is not None:
                 prepared[label].warm_up(prompt.ids)
         title = self.name if len(self.config.engine) == 1 else f"{self.name} {engine}"
-        for point, cell in tqdm(todo, desc=title, unit="turn", disable=hidden(len(todo))):
-            self._run_point(prepared[point.method.label], point, cell)
+        self._tell_done(title, len(todo), len(prompts), prepared)
+        estimate = Estimate(point.method.label for point, _ in todo if not point.prompt.skip)
+        with Progress(title, len(todo), "turn") as bar:
+            for point, cell in todo:
+                started = time.monotonic()
+                self._run_point(prepared[point.method.label], point, cell)
+                bar.update()
+                if not point.prompt.skip:
+                    took = time.monotonic() - started
+                    tell(title, estimate.took(point.method.label, took))
+
+    def _tell_done(
+        self, title: str, todo: int, prompts: int, prepared: Mapping[str, PreparedMethod]
+    ) -> None:
+        """How many turns an earlier session did."""
+        able = [p.method for p in prepared.values() if p.failure is None]
+        whole = size(prompts, self.config.repeats, len(self.config.temperature), able)
+        if todo < whole:
+            note(f"{title}: {whole - todo:,} of {whole:,} turns are done already")
 
     def _record_failure(self, prepared: PreparedMethod, status: str, reason: str) -> None:
         """One record for each question set and temperature of a method that cannot run."""
@@ -111,5 +126,11 @@ class Session:
         self.folder.append(record)
 
 
-def warn(text: str) -> None:
-    print(text, file=sys.stderr)
+def tell(title: str, left: tuple[int, float] | None) -> None:
+    """The estimate of a session, where there is one."""
+    if left is not None and left[0]:
+        turns, seconds = left
+        note(
+            f"{title}: {turns:,} turns left, about {duration(seconds)} on this machine "
+            "(from the first turns of each method)"
+        )

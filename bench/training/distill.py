@@ -21,11 +21,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from bench import cli, environment, files
 from bench.cli import option
 from bench.errors import UsageError
+from bench.progress import Progress
 from bench.targets import registry as targets
 from bench.training import given
 from bench.training.conversations import Conversation
@@ -55,10 +55,10 @@ class DistillConfig:
     dtype: str = cli.dtype_option("bfloat16")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.training.distill") -> int:
     """Exit code 0, 2 on invalid input, 130 when interrupted."""
     parser = cli.Parser(
-        prog="python -m bench.training.distill",
+        prog=prog,
         description="Let a target write the training set of its own drafts.",
         allow_abbrev=False,
     )
@@ -93,17 +93,21 @@ def distill(config: DistillConfig) -> None:
     out.mkdir(parents=True, exist_ok=True)
     seen: set[bytes] = set()
     cards = []
-    for index in tqdm(range(config.shards), desc="distill", unit="shard", disable=None):
-        path = out / f"{index:05d}.safetensors"
-        card = _known(path, conversation, seen)
-        if card is None:
-            generator.manual_seed(config.seed * 1_000_003 + index)
-            batch = None if turns is None else given.batch_of(turns, index, config.batch)
-            started = time.perf_counter()
-            ids, roles = writer.write(batch)
-            kept = _keep(ids, roles, conversation, guard, seen)
-            card = _save(path, *kept, seconds=time.perf_counter() - started)
-        cards.append(card)
+    with Progress("distill", config.shards, "shard") as bar:
+        for index in range(config.shards):
+            path = out / f"{index:05d}.safetensors"
+            card = _known(path, conversation, seen)
+            if card is not None:
+                bar.skip()
+            else:
+                generator.manual_seed(config.seed * 1_000_003 + index)
+                batch = None if turns is None else given.batch_of(turns, index, config.batch)
+                started = time.perf_counter()
+                ids, roles = writer.write(batch)
+                kept = _keep(ids, roles, conversation, guard, seen)
+                card = _save(path, *kept, seconds=time.perf_counter() - started)
+                bar.update()
+            cards.append(card)
     _write_card(out, config, loaded, guard, cards)
 
 

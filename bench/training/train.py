@@ -17,7 +17,6 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from bench import cli, environment
 from bench.cli import option
@@ -26,6 +25,7 @@ from bench.decoding.drafts import trainable
 from bench.decoding.drafts.trainable import TrainableDraft
 from bench.decoding.drafts.weights import read_draft, save_draft
 from bench.errors import UsageError
+from bench.progress import Progress, note
 from bench.targets import registry as targets
 from bench.training.anchors import drafted_tokens, sample_anchors
 from bench.training.curves import draw
@@ -67,7 +67,7 @@ class TrainConfig:
     dtype: str = cli.dtype_option()
 
 
-class Progress:
+class Completed:
     """The number of completed steps, in the form that accelerate saves."""
 
     def __init__(self) -> None:
@@ -80,10 +80,10 @@ class Progress:
         self.step = state["step"]
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.training.train") -> int:
     """Exit code 0, 2 on invalid input, 130 when interrupted."""
     parser = cli.Parser(
-        prog="python -m bench.training.train",
+        prog=prog,
         description="Train drafts on conversations that the target wrote.",
         allow_abbrev=False,
     )
@@ -123,7 +123,7 @@ class Trainer:
         size = config.vocabulary or shape.vocab_size
         weight = self.loaded.model.get_output_embeddings().weight
         self.head = DraftHead.of(weight, self.by_frequency[:size])
-        self.progress = Progress()
+        self.progress = Completed()
         self.accelerator.register_for_checkpointing(self.progress)
         info = TargetInfo(target.name, shape.hidden_size, shape.vocab_size, shape.num_hidden_layers)
         self.trainees = [
@@ -154,22 +154,23 @@ class Trainer:
         else:
             self._standardise()
         last = min(config.stop_at or config.steps, config.steps)
-        bar = tqdm(total=last, initial=self.progress.step, desc="train", unit="step", disable=None)
+        shown = self.accelerator.is_main_process
         started = time.perf_counter()
         losses: dict[str, list[Tensor]] = {t.label: [] for t in self.trainees}
-        for batch in self._batches(self.progress.step, last):
-            for label, loss in self._step(batch).items():
-                losses[label].append(loss)
-            self.progress.step += 1
-            bar.update()
-            step = self.progress.step
-            if step % config.eval_every == 0 or step == config.steps:
-                seconds = time.perf_counter() - started
-                self._log(step, losses, seconds)
-                losses = {t.label: [] for t in self.trainees}
-            if step % config.save_every == 0 or step == last:
-                self.accelerator.save_state(str(state))
-        bar.close()
+        with Progress("train", last, "step", shown=shown) as bar:
+            bar.skip(self.progress.step)
+            for batch in self._batches(self.progress.step, last):
+                for label, loss in self._step(batch).items():
+                    losses[label].append(loss)
+                self.progress.step += 1
+                bar.update()
+                step = self.progress.step
+                if step % config.eval_every == 0 or step == config.steps:
+                    seconds = time.perf_counter() - started
+                    self._log(step, losses, seconds)
+                    losses = {t.label: [] for t in self.trainees}
+                if step % config.save_every == 0 or step == last:
+                    self.accelerator.save_state(str(state))
         if self.progress.step == config.steps and self.accelerator.is_main_process:
             self._finish()
 
@@ -297,7 +298,7 @@ class Trainer:
                 label: [round(m["loss"], 3), [round(x, 2) for x in m["accepted"].values()]]
                 for label, m in entry["methods"].items()
             }
-            tqdm.write(f"{step}: {seconds:.0f} s {summary}", file=sys.stderr)
+            note(f"{step}: {seconds:.0f} s {summary}")
 
     # The end
 

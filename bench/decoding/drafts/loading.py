@@ -63,8 +63,8 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
             return cls._misfit(target, settings.checkpoint)
         return (
             f"no {name} weights for {target.name}; run "
-            f"python -m bench.training.distill --model {target.name} and "
-            f"python -m bench.training.train --model {target.name} --method {name}, then pass "
+            f"python -m bench.training.distill --models {target.name} and "
+            f"python -m bench.training.train --models {target.name} --methods {name}, then pass "
             f"--checkpoint {cls.name}=trained/{name}-0.safetensors"
         )
 

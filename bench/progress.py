@@ -1,0 +1,92 @@
+"""How far a command is, on standard error: a bar on a terminal, elsewhere a line a minute."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+INTERVAL = 60.0  # seconds between two lines where there is no terminal
+
+
+class Progress:
+    """Counts steps.
+
+    A line is written with the first step that ends a minute after the last line, by the thread
+    that works: nothing runs beside a clock.
+
+    Args:
+        title: what is being worked on.
+        total: steps; None where nobody knows. With 0, nothing is shown.
+        unit: the name of one step.
+        shown: False shows nothing, for all processes but one.
+
+    Attributes:
+        done: steps so far.
+    """
+
+    def __init__(self, title: str, total: int | None, unit: str, shown: bool = True) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self.done = self._skipped = 0
+        shown = shown and total != 0
+        terminal = sys.stderr.isatty()
+        self._lines = shown and not terminal
+        bar = shown and terminal
+        self._bar: tqdm[Any] = tqdm(total=total, desc=title, unit=unit, disable=not bar)
+        self._started = self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def title(self, text: str) -> None:
+        """Renames what is being worked on."""
+        self._title = text
+        self._bar.set_description(text)
+
+    def skip(self, steps: int = 1) -> None:
+        """Counts steps that an earlier session did, which say nothing of the time left."""
+        self.done += steps
+        self._skipped += steps
+        self._bar.initial += steps
+        self._bar.update(steps)
+
+    def update(self, steps: int = 1) -> None:
+        """Counts steps that are done."""
+        self.done += steps
+        self._bar.update(steps)
+        now = time.monotonic()
+        if self._lines and now - self._told >= INTERVAL:
+            self._told = now
+            print(self._line(now - self._started), file=sys.stderr, flush=True)
+
+    def _line(self, seconds: float) -> str:
+        if self._total is None:
+            return f"{self._title}: {self.done:,} {self._unit}s, {duration(seconds)} so far"
+        line = f"{self._title}: {self.done:,} of {self._total:,} {self._unit}s"
+        left = seconds / (self.done - self._skipped) * (self._total - self.done)
+        return f"{line}, about {duration(left)} left"
+
+
+def note(text: str) -> None:
+    """A line on standard error, above the bars."""
+    tqdm.write(text, file=sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min, 3 h 5 min."""
+    if seconds < 60:
+        return f"{math.ceil(seconds)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
