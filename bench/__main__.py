@@ -69,7 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}")
         command = COMMANDS[name]
         module = importlib.import_module(command.module)
-        code: int = module.main([*command.arguments, *words[1:]], f"{PROG} {name}")
+        # a subcommand adds its own name
+        prog = PROG if name in command.arguments else f"{PROG} {name}"
+        code: int = module.main([*command.arguments, *words[1:]], prog)
         return code
 
     return run_command(parser, dispatch, words[:1])

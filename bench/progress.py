@@ -59,8 +59,9 @@ class Progress:
         """Counts steps that an earlier session did, which say nothing of the time left."""
         self.done += steps
         self._skipped += steps
-        self._bar.initial += steps
-        self._bar.update(steps)
+        if not self._bar.disable:  # a bar that is not has no count
+            self._bar.initial += steps
+            self._bar.update(steps)
 
     def update(self, steps: int = 1) -> None:
         """Counts steps that are done."""
@@ -73,8 +74,8 @@ class Progress:
 
     def _line(self, seconds: float) -> str:
         if self._total is None:
-            return f"{self._title}: {self.done:,} {self._unit}s, {duration(seconds)} so far"
-        line = f"{self._title}: {self.done:,} of {self._total:,} {self._unit}s"
+            return f"{self._title}: {counted(self.done, self._unit)}, {duration(seconds)} so far"
+        line = f"{self._title}: {self.done:,} of {counted(self._total, self._unit)}"
         left = seconds / (self.done - self._skipped) * (self._total - self.done)
         return f"{line}, about {duration(left)} left"
 
@@ -82,6 +83,11 @@ class Progress:
 def note(text: str) -> None:
     """A line on standard error, above the bars."""
     tqdm.write(text, file=sys.stderr)
+
+
+def counted(count: int, noun: str) -> str:
+    """1 turn, 1,200 turns."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def duration(seconds: float) -> str:

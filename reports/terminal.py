@@ -9,14 +9,13 @@ import pandas as pd
 from reports.page.format import bounds, number
 from reports.page.model import Page, TableRow
 from reports.page.panels import panels
-from reports.read.preparation import ROW
-from reports.read.words import counted
+from reports.read.preparation import NAME, ROW
 from reports.sections import header
 
 HEADS = ("speedup", "95 % interval", "accepted", "verify", "tokens/s")
 NOTE = (
-    "speedup over autoregressive decoding on the same engine; accepted: tokens a step;\n"
-    "verify: share of the decode loop's time in the target's verify forwards"
+    "speedup: over autoregressive decoding on the same engine; accepted: tokens a\n"
+    "step; verify: share of the decode loop's time in the target's verify forwards"
 )
 INDENT, GAP = "  ", "  "
 
@@ -67,8 +66,8 @@ def _line(name: str, figures: Sequence[str], names: int, widths: Iterable[int]) 
 def _name(page: Page, row: TableRow) -> str:
     """The method, with what a reader must know before its figures."""
     found = ["reference"] * bool(row["reference"]) + ["lossy"] * bool(row["lossy"])
-    if defects := page.defects(row):
-        found.append(counted(defects, "defect"))
+    if tuple(row[name] for name in NAME) in page.defective:
+        found.append("defects")
     if row["failed"]:
         found.append(f"{row['failed']:,} failed")
     return ", ".join([row["label"], *found])

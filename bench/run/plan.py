@@ -14,6 +14,7 @@ from bench import cli as settings
 from bench import environment
 from bench.errors import UsageError
 from bench.files import sha256_of_bytes
+from bench.progress import counted
 from bench.questions import chat, history
 from bench.questions import sets as question_sets
 from bench.questions.parsing import Questions
@@ -118,10 +119,10 @@ class Plan:
 
     def headline(self) -> str:
         """`960 turns on 1 model`, or `on 2 models and 3 engines`."""
-        places = [_counted(len(self.targets), "model")]
+        places = [counted(len(self.targets), "model")]
         if len(self.config.engine) > 1:
-            places.append(_counted(len(self.config.engine), "engine"))
-        return f"{_counted(self.turns(), 'turn')} on {' and '.join(places)}"
+            places.append(counted(len(self.config.engine), "engine"))
+        return f"{counted(self.turns(), 'turn')} on {' and '.join(places)}"
 
     def _size(self, questions: Questions) -> dict[str, int]:
         """How many questions and turns of a set the run asks."""
@@ -195,10 +196,6 @@ class Plan:
             given = Path(self.config.history).read_text(encoding="utf-8")
             history.read(given, self.config.history)
             folder.write_once(history.FILE, given)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def _refuse_duplicates(kind: str, names: list[str]) -> None:

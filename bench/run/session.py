@@ -10,7 +10,7 @@ import torch
 from bench.decoding.decoder import Decoder
 from bench.decoding.sampling import Sampling
 from bench.errors import one_line
-from bench.progress import Progress, duration, note
+from bench.progress import Progress, counted, duration, note
 from bench.questions.history import Prompt
 from bench.records.runs import REFERENCE, RunFolder
 from bench.run.engine_targets import EngineTargets
@@ -80,7 +80,7 @@ class Session:
         able = [p.method for p in prepared.values() if p.failure is None]
         whole = size(prompts, self.config.repeats, len(self.config.temperature), able)
         if todo < whole:
-            note(f"{title}: {whole - todo:,} of {whole:,} turns are done already")
+            note(f"{title}: {whole - todo:,} of {counted(whole, 'turn')} done already")
 
     def _record_failure(self, prepared: PreparedMethod, status: str, reason: str) -> None:
         """One record for each question set and temperature of a method that cannot run."""
@@ -131,6 +131,6 @@ def tell(title: str, left: tuple[int, float] | None) -> None:
     if left is not None and left[0]:
         turns, seconds = left
         note(
-            f"{title}: {turns:,} turns left, about {duration(seconds)} on this machine "
+            f"{title}: {counted(turns, 'turn')} left, about {duration(seconds)} on this machine "
             "(from the first turns of each method)"
         )
