@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,8 +71,12 @@ def run(plan: Plan) -> int:
                 "choose another --out"
             )
         plan.stamp(folder)
-        print(f"plan: {plan.headline()}", file=sys.stderr)
-        rows = [row for target in plan.targets for row in run_target(plan, target, folder)]
+
+        @functools.cache  # once for all models
+        def begin() -> None:
+            print(f"plan: {plan.headline()}", file=sys.stderr)
+
+        rows = [row for target in plan.targets for row in run_target(plan, target, folder, begin)]
         results.write_shallow(folder, rows)
         failed = [r for r in runs.latest(runs.read(folder.path)) if r["error"]]
     if plan.config.report:
@@ -101,7 +106,9 @@ def show_report(folder: Path, failed: Sequence[Record]) -> None:
     print(f"report: {build.listed(paths)}", file=sys.stderr)
 
 
-def run_target(plan: Plan, target: Target, folder: RunFolder) -> list[Record]:
+def run_target(
+    plan: Plan, target: Target, folder: RunFolder, begin: Callable[[], None]
+) -> list[Record]:
     """Runs one model, which is loaded for this call only. Returns its rows of the audit."""
     from bench.audit.auditor import Auditor
     from bench.records import runs
@@ -109,7 +116,7 @@ def run_target(plan: Plan, target: Target, folder: RunFolder) -> list[Record]:
     from bench.targets.registry import load
 
     loaded = load(target, plan.config.device, plan.dtype)
-    session = Session(plan, loaded, folder)
+    session = Session(plan, loaded, folder, begin)
     prompts = {prompt.sha256: prompt.ids for prompt in session.run() if not prompt.skip}
     auditor = Auditor(loaded, plan.methods, prompts, session.targets.target)
     return auditor.rows(runs.latest(runs.read(folder.path)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -24,10 +24,14 @@ from bench.targets.registry import Loaded
 
 
 class Session:
-    """Runs the grid of one target model into a run folder."""
+    """Runs the grid of one target model into a run folder; `begin` is called before any work, when
+    nothing is left to refuse."""
 
-    def __init__(self, plan: Plan, loaded: Loaded, folder: RunFolder) -> None:
+    def __init__(
+        self, plan: Plan, loaded: Loaded, folder: RunFolder, begin: Callable[[], None]
+    ) -> None:
         self.plan = plan
+        self.begin = begin
         self.config = plan.config
         self.loaded = loaded
         self.folder = folder
@@ -38,7 +42,7 @@ class Session:
     def run(self) -> list[Prompt]:
         """Runs everything that is not done yet. Returns the prompts."""
         writer = HistoryWriter(self.config, self.loaded, self._reference(), self.folder)
-        prompts = writer.prompts(self.plan.sets)
+        prompts = writer.prompts(self.plan.sets, self.begin)
         for engine in self.config.engine:
             self._run_engine(engine, prompts)
         return prompts
@@ -56,14 +60,18 @@ class Session:
         for method in prepared.values():
             if method.failure:
                 self._record_failure(method, *method.failure)
-        todo = self._todo(prompts, prepared)
-        prompt = next((p for p in prompts if not p.skip), None)
-        for label in dict.fromkeys(point.method.label for point, _ in todo):
-            if prompt is not None:
-                prepared[label].warm_up(prompt.ids)
         title = self.name if len(self.config.engine) == 1 else f"{self.name} {engine}"
+        todo = self._todo(prompts, prepared)
         self._tell_done(title, len(todo), len(prompts), prepared)
-        estimate = Estimate(point.method.label for point, _ in todo if not point.prompt.skip)
+        asked = [(point, cell) for point, cell in todo if not point.prompt.skip]
+        if asked:
+            prompt = next(prompt for prompt in prompts if not prompt.skip)
+            chosen = dict.fromkeys(point.method.label for point, _ in todo)
+            with Progress(f"{title}: warm-up", len(chosen), "method") as bar:
+                for label in chosen:
+                    prepared[label].warm_up(prompt.ids)
+                    bar.update()
+        estimate = Estimate(point.method.label for point, _ in asked)
         with Progress(title, len(todo), "turn") as bar:
             for point, cell in todo:
                 started = time.monotonic()
