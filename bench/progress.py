@@ -16,8 +16,8 @@ INTERVAL = 60.0  # seconds between two lines where there is no terminal
 class Progress:
     """Counts steps.
 
-    A line is written with the first step that ends a minute after the last line, by the thread
-    that works: nothing runs beside a clock.
+    A line is written with the first step that ends a minute after the last line. No thread writes
+    it: none may run beside the clock of a measurement.
 
     Args:
         title: what is being worked on.

@@ -10,6 +10,7 @@ import pytest
 
 from bench import __main__ as command
 from bench.__main__ import COMMANDS, main
+from reports import build
 from tests.reports.fabricate import duel, write_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -118,6 +119,15 @@ def test_a_report_is_built_by_either_form(
     assert "fast(n=3)" in capsys.readouterr().out
     assert main(["check", "results/a"]) in (0, 1)
     assert not Path("reports").exists()
+
+
+def test_a_checkout_keeps_the_newest_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Path("results/run")
+    (tmp_path / "reports").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert build.places([run]) == [run / "index.html"]
+    monkeypatch.chdir(ROOT)
+    assert build.places([run]) == [run / "index.html", Path("reports/index.html")]
 
 
 def test_commands_on_records_import_no_torch(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_it_runs_from_any_folder_and_a_second_run_adds_nothing(wheel: Path, tmp_
     found = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
     assert found["git"] == {"commit": None, "dirty": None}, "not the checkout's code"
     assert found["code"] == environment.code()
+    assert not list((work / "reports").iterdir())
     before = harness.contents(work)
     second = run(sys.executable, "-m", "bench.run")
     done = "synthetic:predictable: 4 of 4 turns done already"
