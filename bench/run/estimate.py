@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 
@@ -18,7 +18,7 @@ class Estimate:
     def __init__(self, methods: Iterable[str]) -> None:
         self._left = Counter(methods)
         self._unseen = set(self._left)
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
         self._turns: Counter[str] = Counter()
 
     def took(self, method: str, seconds: float) -> tuple[int, float] | None:
