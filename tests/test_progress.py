@@ -3,11 +3,11 @@
 import io
 import itertools
 import sys
+import time
 from collections.abc import Callable
 
 import pytest
 
-from bench import progress
 from bench.progress import Progress, duration
 from bench.run.estimate import Estimate
 
@@ -16,7 +16,7 @@ from bench.run.estimate import Estimate
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Sets the time."""
     now = [0.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def go(seconds: float) -> None:
         now[0] = seconds
