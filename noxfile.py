@@ -24,7 +24,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def report(session: nox.Session) -> None:
-    """Build reports/index.html from the run folders that follow `--`."""
+    """Build the page of the run folders that follow `--`, and copy it to reports/index.html."""
     install(session)
     session.run("python", "-m", "reports.build", *session.posargs)
 

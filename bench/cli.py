@@ -15,6 +15,7 @@ import yaml
 
 from bench.errors import UsageError, flat
 
+PLURALS = {"model": "models", "method": "methods"}  # one flag in all commands, one value or several
 PROVENANCE = "provenance"  # key of `run.yaml` for what a run was resolved to; checked when fed back
 
 
@@ -58,7 +59,7 @@ def chat_template_option() -> Any:
 
 def flag(name: str) -> str:
     """The command-line flag of a setting."""
-    return "--" + name.replace("_", "-")
+    return "--" + PLURALS.get(name, name).replace("_", "-")
 
 
 def read_file(path: Path, settings: type[Any]) -> tuple[dict[str, Any], Mapping[str, Any]]:
@@ -138,7 +139,34 @@ def add_arguments(parser: argparse.ArgumentParser, settings: type[Any]) -> None:
             options["type"] = kind
             options["metavar"] = meta["metavar"] or ("|".join(choices) or kind.__name__.upper())
             options["nargs"] = "*" if many else None
-        parser.add_argument(flag(entry.name), **options)
+        if entry.name in PLURALS and not many:
+            options |= {"action": _One, "nargs": "+", "metavar": entry.name.upper()}
+        add_flag(parser, entry.name, **options)
+
+
+def add_flag(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    """The flag of a setting; of --models and --methods the singular too, which no help lists."""
+    parser.add_argument(flag(name), dest=name, **options)
+    for singular, plural in PLURALS.items():
+        if flag(name) == f"--{plural}":
+            parser.add_argument(f"--{singular}", dest=name, **options | {"help": argparse.SUPPRESS})
+
+
+class _One(argparse.Action):
+    """The value of a flag that takes several in other commands."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        found = list(values or ())
+        if len(found) > 1:
+            text = f"{flag(self.dest)} takes one {self.dest} in {parser.prog}, not {len(found)}"
+            raise UsageError(f"{text}; run it once for each")
+        setattr(namespace, self.dest, found[0])
 
 
 def without_paths(value: Any) -> Any:

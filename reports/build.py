@@ -1,19 +1,20 @@
 """Renders runs and cost studies to one self-contained page: the same records give the same bytes.
 
-python -m reports.build results/<run> [...] [--out reports/index.html]
+python -m reports.build results/<run> [...] [--out FILE]
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from bench import files
+from bench.cli import Parser, run_command
 from bench.errors import UsageError
 from bench.records import costs as cost_records
 from bench.records import journal
@@ -30,23 +31,52 @@ from reports.read.safe_text import inert
 from reports.read.unfinished import in_common, unfinished
 from reports.sections import comparability, cost, header
 
-OUT = Path("reports/index.html")
+FILE = "index.html"
 LARGE = 20_000  # records whose page two processes make
 
 
-def build(folders: Sequence[Path], out: Path) -> None:
-    """Writes the page of the runs in `folders` to `out`, whole or not at all, and what was left out
-    of them to stderr.
+def build(folders: Sequence[Path], out: Path | None = None) -> list[Path]:
+    """Writes the page of the runs in `folders` to `out`, by default where `places` says, and what
+    was left out of them to stderr. Returns what it wrote.
 
-    UsageError where nothing of a folder can be used, or `out` cannot be written.
+    UsageError where nothing of a folder can be used, or a page cannot be written.
     """
-    with collecting_later():
-        page = load(folders)
-        for notice in page.notices:
-            print(f"note: {notice}", file=sys.stderr)
-        write(out, render(page))
+    page = load(folders)
+    tell(page)
+    return publish(page, [out] if out else places(folders))
 
 
+def places(folders: Sequence[Path]) -> list[Path]:
+    """Where a page goes by default: into the folder of its run, or beside the first of several; in
+    a checkout also to reports/index.html, the newest page.
+
+    Nowhere else is a folder `reports` made: it could hide the package of that name.
+    """
+    first = folders[0]
+    found = [(first if len(folders) == 1 else first.parent) / FILE]
+    newest = Path("reports")
+    if newest.is_dir() and newest.samefile(Path(__file__).parent):
+        found.append(newest / FILE)
+    return found
+
+
+def tell(page: Page) -> None:
+    """Says on stderr what was left out of the page."""
+    for notice in page.notices:
+        print(f"note: {notice}", file=sys.stderr)
+
+
+@collecting_later()
+def publish(page: Page, paths: Sequence[Path]) -> list[Path]:
+    """Writes the page, whole or not at all, to each of the paths, which it returns. UsageError
+    where one cannot be written."""
+    text = render(page)
+    for path in paths:
+        write(path, text)
+    return list(paths)
+
+
+@collecting_later()
 def load(folders: Sequence[Path]) -> Page:
     """The records and companions of runs and studies, which are named after their folders."""
     names = [inert(Path(folder).resolve().name) for folder in folders]
@@ -139,19 +169,32 @@ def write(out: Path, text: str, flag: str = "--out") -> None:
         raise UsageError(f"cannot write {out} ({error.strerror}); choose another {flag}") from None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line on stderr for invalid input."""
-    parser = argparse.ArgumentParser(prog="python -m reports.build", description=__doc__)
+def main(argv: Sequence[str] | None = None, prog: str = "python -m reports.build") -> int:
+    """Exit code 0, 2 on invalid input, 130 when interrupted."""
+    parser = Parser(
+        prog=prog,
+        description="Render runs and cost studies to one self-contained page.",
+        allow_abbrev=False,
+    )
     parser.add_argument("folders", nargs="+", type=Path, metavar="results/<run>")
-    parser.add_argument("--out", type=Path, default=OUT, help="page to write (%(default)s)")
-    arguments = parser.parse_args(argv)
-    try:
-        build(arguments.folders, arguments.out)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {arguments.out}")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="page to write; by default index.html in the run's folder, or beside the first of "
+        "several",
+    )
+    return run_command(parser, _command, argv)
+
+
+def _command(flags: dict[str, Any]) -> int:
+    print(f"wrote {listed(build(flags['folders'], flags['out']))}")
     return 0
+
+
+def listed(paths: Sequence[Path]) -> str:
+    """`results/run/index.html and reports/index.html`."""
+    return " and ".join(map(str, paths))
 
 
 if __name__ == "__main__":

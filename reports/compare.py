@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench.cli import Parser
+from bench.cli import Parser, add_flag, run_command
 from bench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -36,10 +36,11 @@ PAIRED = (
 NAMED = 12  # rows that an error lists
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, 1 where a row became slower than --fail-slower allows, 2 on invalid input."""
+def main(argv: Sequence[str] | None = None, prog: str = "python -m reports.compare") -> int:
+    """Exit code 0, 1 where a row became slower than --fail-slower allows, 2 on invalid input, 130
+    when interrupted."""
     parser = Parser(
-        prog="python -m reports.compare",
+        prog=prog,
         description="What changed between two runs.",
         allow_abbrev=False,
     )
@@ -54,19 +55,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--strict", action="store_true", help="decide by the value alone, not by its interval"
     )
     parser.add_argument("--absolute", action="store_true", help="compare seconds per token itself")
-    parser.add_argument(
-        "--method", nargs="+", default=[], metavar="NAME", help="these methods or rows alone"
+    add_flag(
+        parser, "methods", default=[], nargs="+", metavar="NAME", help="these methods or rows alone"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all of it to FILE too")
-    try:
-        flags = parser.parse_args(argv)
-        limit = _limit(flags.fail_slower, flags.strict)
-        found = compare(flags.before, flags.after, flags.absolute, flags.method)
-        if flags.json is not None:
-            _write(flags.json, found, limit)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser, _command, argv)
+
+
+def _command(flags: dict[str, Any]) -> int:
+    limit = _limit(flags["fail_slower"], flags["strict"])
+    found = compare(flags["before"], flags["after"], flags["absolute"], flags["methods"])
+    if flags["json"] is not None:
+        _write(flags["json"], found, limit)
     print("\n".join(_lines(found, limit)))
     return int(any(_broken(row, limit) for row in _rows(found.changes.rows)))
 
@@ -192,7 +192,7 @@ def _chosen(
     unknown = [name for name in methods if name not in known]
     if unknown:
         raise UsageError(
-            f"--method {unknown[0]!r} is in neither run; they hold {', '.join(known[:NAMED])}"
+            f"--methods {unknown[0]!r} is in neither run; they hold {', '.join(known[:NAMED])}"
         )
     if not methods:
         return records["method"].notna()

@@ -1,16 +1,17 @@
 """Writes one prompt's answers, whole and of every method, as a page of its own.
 
-python -m reports.view results/<run> PROMPT_ID [--turn N] [--out reports/answer.html]
+python -m reports.view results/<run> PROMPT_ID [--turn N] [--out FILE]
 """
 
 from __future__ import annotations
 
-import argparse
 import difflib
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
+from bench.cli import Parser, run_command
 from bench.errors import UsageError
 from bench.records.runs import RECORDS
 from reports import build
@@ -19,7 +20,7 @@ from reports.page.shown_turns import shown_turn
 from reports.page.turns import Turns
 from reports.sections import answers
 
-OUT = Path("reports/answer.html")
+FILE = "answer.html"
 NEAREST = 5
 
 
@@ -71,20 +72,29 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; the nearest are {', '.join(close)}" if close else "; there are none"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0, or 2 with one line on stderr for invalid input."""
-    parser = argparse.ArgumentParser(prog="python -m reports.view", description=__doc__)
+def main(argv: Sequence[str] | None = None, prog: str = "python -m reports.view") -> int:
+    """Exit code 0, 2 on invalid input, 130 when interrupted."""
+    parser = Parser(
+        prog=prog,
+        description="Write one prompt's answers, whole and of every method, as a page of its own.",
+        allow_abbrev=False,
+    )
     parser.add_argument("folder", type=Path, metavar="results/<run>")
     parser.add_argument("prompt_id", metavar="PROMPT_ID")
     parser.add_argument("--turn", type=int, help="one turn of the prompt; all by default")
-    parser.add_argument("--out", type=Path, default=OUT, help="page to write (%(default)s)")
-    arguments = parser.parse_args(argv)
-    try:
-        view(arguments.folder, arguments.prompt_id, arguments.turn, arguments.out)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"wrote {arguments.out}")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help=f"page to write; by default {FILE} in the run's folder",
+    )
+    return run_command(parser, _command, argv)
+
+
+def _command(flags: dict[str, Any]) -> int:
+    out = flags["out"] or flags["folder"] / FILE
+    view(flags["folder"], flags["prompt_id"], flags["turn"], out)
+    print(f"wrote {out}")
     return 0
 
 

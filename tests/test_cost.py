@@ -158,7 +158,7 @@ def test_the_folder_is_named_after_the_settings() -> None:
 def test_a_report_is_built_of_the_study() -> None:
     only = ("--methods", "lookahead", "--contexts", "8", "--widths", "1", "--repeats", "1")
     assert measure(*only, "--out", "out", "--report") == 0
-    page = Path("reports/index.html").read_text(encoding="utf-8")
+    page = Path("out/index.html").read_text(encoding="utf-8")
     assert '<section id="cost"' in page
     assert '<section id="speedup"' not in page
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from bench.__main__ import COMMANDS, PROG
 from bench.decoding.decoder import Decoder, TargetInfo
 from bench.decoding.drafts import trainable
 from bench.decoding.engines.registry import ENGINES
@@ -42,7 +43,9 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(module: str) -> list[list[str]]:
-    """The arguments of every `python -m MODULE ...` in the documents' consoles."""
+    """The arguments of every `python -m MODULE ...` in the documents' consoles, and of the
+    `chimera-bench` command that is the same."""
+    own = {n: c for n, c in COMMANDS.items() if c.module.removesuffix(".__main__") == module}
     found = []
     for name in DOCUMENTS:
         for console in blocks((ROOT / name).read_text(encoding="utf-8"), "console"):
@@ -50,6 +53,8 @@ def commands(module: str) -> list[list[str]]:
                 words = shlex.split(line.removeprefix("$ "), comments=True)
                 if words[:3] == ["python", "-m", module]:
                     found.append(words[3:])
+                if words[:1] == [PROG] and words[1] in own:
+                    found.append([*own[words[1]].arguments, *words[2:]])
     return found
 
 

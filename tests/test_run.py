@@ -370,11 +370,12 @@ def test_a_turn_that_only_the_history_makes_too_long_is_skipped() -> None:
 
 
 def test_a_page_that_cannot_be_written_costs_no_records(capfd: pytest.CaptureFixture[str]) -> None:
-    Path("reports").write_text("mine")
+    Path("out/index.html").mkdir(parents=True)
     assert run("--out", "out", "--report", "--turns", "1") == 2
-    assert capfd.readouterr().err.splitlines()[-1].startswith("error: cannot write reports")
+    *_, records_at, error = capfd.readouterr().err.splitlines()
+    assert records_at == "records: out"
+    assert error.startswith("error: cannot write out/index.html")
     assert len(harness.outputs("out")) == (2 * len(harness.LABELS) - 1) * len(harness.ROWS)
-    assert Path("reports").read_text() == "mine"
 
 
 def test_as_a_command() -> None:
@@ -385,6 +386,11 @@ def test_as_a_command() -> None:
 
 
 # A run's files and output
+
+
+DONE = f"{(2 * len(harness.LABELS) - 1) * harness.TURNS} "
+PLAN = f"plan: {DONE}turns on 1 model"
+TOLD = r"synthetic:predictable: \d+ turns? left, about \d+ s on this machine \(from the first"
 
 
 def test_a_run_is_complete_and_quiet(whole: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -398,13 +404,52 @@ def test_a_run_is_complete_and_quiet(whole: Path, capfd: pytest.CaptureFixture[s
     capfd.readouterr()
     assert run("--out", "out") == 0
     shown = capfd.readouterr()
-    assert (shown.out, shown.err) == ("", "records: out\n")  # no progress bar off a terminal
+    assert shown.out == ""
+    plan, estimate, last = shown.err.splitlines()
+    assert (plan, last) == (PLAN, "records: out")
+    assert re.match(TOLD, estimate)
+    assert run("--out", "out") == 0
+    done = f"synthetic:predictable: {DONE}of {DONE}turns done already"
+    assert capfd.readouterr().err.splitlines() == [PLAN, done, "records: out"]
+
+
+def test_a_run_says_how_long_it_takes_after_the_first_turns(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    flags = ("--turns", "1", "--limit", "2", "--methods", "prompt_lookup", "--out", "out")
+    assert run(*flags) == 0
+    plan, estimate, last = capfd.readouterr().err.splitlines()
+    assert (plan, last) == ("plan: 8 turns on 1 model", "records: out")
+    assert re.match(TOLD, estimate)
+    assert " 6 turns left" in estimate
+    lines = Path("out/records.jsonl").read_bytes().splitlines(keepends=True)
+    Path("out/records.jsonl").write_bytes(b"".join(lines[:-3]))
+    assert run(*flags) == 0
+    plan, done, estimate, _ = capfd.readouterr().err.splitlines()
+    assert plan == "plan: 8 turns on 1 model"
+    assert done == "synthetic:predictable: 5 of 8 turns done already"
+    assert re.match(TOLD, estimate)
+
+
+def test_the_plan_counts_what_is_run(capfd: pytest.CaptureFixture[str]) -> None:
+    models = ("--models", "synthetic:predictable", "synthetic:tiny")
+    methods = ("--methods", "transformers_generate", "medusa", "--temperature", "0", "1")
+    assert run(*models, *methods, "--repeats", "2", "--out", "out") == 0
+    assert "no medusa weights" in capfd.readouterr().err
+    good = [r for r in records.read("out") if r["status"] == "ok"]
+    assert run(*models, *methods, "--repeats", "2", "--out", "out", "--dry-run") == 0
+    assert f"turns       {len(good)} turns on 2 models" in capfd.readouterr().out
 
 
 def test_a_run_builds_the_report(done: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run("--out", done.name, "--report") == 0
-    assert capfd.readouterr().err == "records: out\nreport: reports/index.html\n"
-    assert "synthetic:predictable" in Path("reports/index.html").read_text()
+    shown = capfd.readouterr()
+    assert shown.err.splitlines()[-2:] == ["records: out", "report: out/index.html"]
+    assert "synthetic:predictable" in Path("out/index.html").read_text()
+    assert not Path("reports").exists()  # it could hide the package of that name
+    assert shown.out.startswith("synthetic:predictable · asked · eager · T=0\n  method ")
+    assert all(f"\n  {label}" in shown.out for label in harness.LABELS)
+    assert max(map(len, shown.out.splitlines())) <= 80
 
 
 def test_the_default_folder_continues_and_no_resume_takes_the_next(
@@ -420,7 +465,7 @@ def test_the_default_folder_continues_and_no_resume_takes_the_next(
     assert harness.contents(folder) == before
     names = [folder.name, f"{folder.name}-2", f"{folder.name}-3"]
     assert sorted(path.name for path in Path("results").iterdir()) == names
-    said = capfd.readouterr().err.splitlines()
+    said = [s for s in capfd.readouterr().err.splitlines() if s.startswith("records: ")]
     assert said == [f"records: results/{name}" for name in (names[0], *names)]
     assert len({frozenset(harness.outputs(Path("results") / name)) for name in names}) == 1
 

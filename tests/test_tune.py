@@ -517,7 +517,7 @@ def test_what_is_not_tuned_is_refused_with_the_command(
     line = line_of(capsys)
     assert "no tuned parameters of dial prompt_lookup for synthetic:predictable, eager" in line
     command = (
-        "run python -m bench.tune --model synthetic:predictable --methods dial prompt_lookup "
+        "run python -m bench.tune --models synthetic:predictable --methods dial prompt_lookup "
         "--engine eager --dtype float32 --device cpu"
     )
     assert line.endswith(command)

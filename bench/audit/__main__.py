@@ -22,11 +22,11 @@ from bench.records.runs import AUDIT, RECORDS
 from bench.run.grid import PACKAGE
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.audit") -> int:
     """Exit code 0 without a defect, 1 with one or where a part of the audit failed, 2 on invalid
     input, 130 when interrupted."""
     parser = settings.Parser(
-        prog="python -m bench.audit",
+        prog=prog,
         description="Compare a run's outputs with the reference's and explain the differences; "
         "draw from the samplers and test the draws; write audit.json into the run's folder.",
         allow_abbrev=False,

@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from tqdm import tqdm
 
 from bench import environment
 from bench.audit import argmax, forced, outputs, quality
@@ -31,9 +30,9 @@ from bench.decoding.engines import trial as engines
 from bench.decoding.engines.registry import EAGER
 from bench.decoding.target import TargetModel
 from bench.errors import UsageError, one_line
+from bench.progress import Progress
 from bench.records.runs import REFERENCE, STOCK_ENGINE, Record, label
 from bench.run.methods import Method
-from bench.run.progress import hidden
 from bench.targets.registry import Loaded
 
 EQUAL = "equal"
@@ -290,8 +289,8 @@ class Auditor:
 
     # Progress
 
-    def _bar(self, what: str, count: int) -> tqdm[Any]:
-        return tqdm(total=count, desc=f"{self.name}: {what}", disable=hidden(count))
+    def _bar(self, what: str, count: int) -> Progress:
+        return Progress(f"{self.name}: {what}", count, "step")
 
     def _each(self, what: str, items: Sequence[Item]) -> Iterator[Item]:
         with self._bar(what, len(items)) as bar:

@@ -9,19 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from bench import cli as settings
 from bench.cost.config import CostConfig
 from bench.errors import UsageError
+from bench.progress import Progress
 from bench.records.costs import SETTINGS, CostFolder, latest, read
-from bench.run.paths import REPORT, RESULTS, folder_name
+from bench.run.paths import RESULTS, folder_name
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.cost") -> int:
     """Exit code 0, 1 where a measurement failed, 2 on invalid input, 130 when interrupted."""
     parser = settings.Parser(
-        prog="python -m bench.cost",
+        prog=prog,
         description="Measure forwards and steps of methods and leave records and a report.",
         allow_abbrev=False,
     )
@@ -87,8 +86,7 @@ class Study:
         for reason in dict.fromkeys(map(_reason, failed)):
             print(f"  {reason}", file=sys.stderr)
         if self.config.report:
-            build.build([folder.path], REPORT)
-            print(f"report: {REPORT}", file=sys.stderr)
+            print(f"report: {build.listed(build.build([folder.path]))}", file=sys.stderr)
         return int(any(record["status"] == "error" for record in failed))
 
     def _measure(self, folder: CostFolder) -> None:
@@ -107,14 +105,12 @@ class Study:
         if not jobs:
             return
         speed = bandwidth(torch.device(self.config.device))
-        with tqdm(
-            total=sum(map(len, jobs.values())), desc="costs", unit="figure", disable=None
-        ) as bar:
+        with Progress("costs", sum(map(len, jobs.values())), "figure") as bar:
             for session, todo in jobs.items():
-                bar.set_description(session.title)
-                before = bar.n
+                bar.title(session.title)
+                before = bar.done
                 session.run(todo, speed, bar.update)
-                bar.update(before + len(todo) - bar.n)  # where the engine cannot run
+                bar.skip(before + len(todo) - bar.done)  # where the engine cannot run
                 free(self.config.device)
 
 

@@ -41,7 +41,7 @@ class CostConfig:
         metavar="DIR",
         local=True,
     )
-    report: bool = option(True, "build reports/index.html when done", local=True)
+    report: bool = option(True, "build index.html in the folder when done", local=True)
 
     def __post_init__(self) -> None:
         """UsageError for an invalid value."""

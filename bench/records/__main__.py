@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bench.cli import run_command
+from bench.cli import Parser, run_command
 from bench.records import validation
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.records") -> int:
     """Exit code 0 where every folder is sound, 1 where one is not, 2 on invalid input."""
-    parser = argparse.ArgumentParser(prog="python -m bench.records")
+    parser = Parser(prog=prog)
     commands = parser.add_subparsers(dest="command", required=True)
     checker = commands.add_parser("check", help="print every violated invariant")
     checker.add_argument("folders", nargs="+", metavar="results/<folder>")

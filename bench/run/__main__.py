@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import cli as settings
 from bench.errors import UsageError
 from bench.run.config import RunConfig, resolve
-from bench.run.paths import REPORT
 
 if TYPE_CHECKING:
     from bench.records.runs import Record, RunFolder
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from bench.targets.registry import Target
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.run") -> int:
     """Exit code 0, 1 where a turn failed, 2 on invalid input, 130 when interrupted."""
     parser = settings.Parser(
-        prog="python -m bench.run",
+        prog=prog,
         description="Run decoding methods on question sets and leave records and a report.",
         allow_abbrev=False,
     )
@@ -62,7 +63,6 @@ def run(plan: Plan) -> int:
     """Runs what is not done yet, audits and reports. 1 where any turn failed, else 0."""
     from bench.audit import results
     from bench.records import runs
-    from reports import build
 
     with runs.RunFolder(plan.folder) as folder:
         if not plan.config.resume and runs.read(folder.path):
@@ -71,19 +71,44 @@ def run(plan: Plan) -> int:
                 "choose another --out"
             )
         plan.stamp(folder)
-        rows = [row for target in plan.targets for row in run_target(plan, target, folder)]
+
+        @functools.cache  # once for all models
+        def begin() -> None:
+            print(f"plan: {plan.headline()}", file=sys.stderr)
+
+        rows = [row for target in plan.targets for row in run_target(plan, target, folder, begin)]
         results.write_shallow(folder, rows)
         failed = [r for r in runs.latest(runs.read(folder.path)) if r["error"]]
-    print(f"records: {folder.path}", file=sys.stderr)
-    for reason in dict.fromkeys(f"{r['method']}: {r['status']}: {r['error']}" for r in failed):
-        print(f"  {reason}", file=sys.stderr)
     if plan.config.report:
-        build.build([folder.path], REPORT)
-        print(f"report: {REPORT}", file=sys.stderr)
+        show_report(folder.path, failed)
+    else:
+        show_records(folder.path, failed)
     return int(any(r["status"] == "error" for r in failed))
 
 
-def run_target(plan: Plan, target: Target, folder: RunFolder) -> list[Record]:
+def show_records(folder: Path, failed: Sequence[Record]) -> None:
+    """Where the records are, and why some have no figures."""
+    print(f"records: {folder}", file=sys.stderr)
+    for reason in dict.fromkeys(f"{r['method']}: {r['status']}: {r['error']}" for r in failed):
+        print(f"  {reason}", file=sys.stderr)
+
+
+def show_report(folder: Path, failed: Sequence[Record]) -> None:
+    """The overview on stdout; then on stderr where the records and the page are."""
+    from reports import build, terminal
+
+    page = build.load([folder])
+    build.tell(page)
+    if table := terminal.overview(page, shutil.get_terminal_size().columns):
+        print(table, flush=True)
+    show_records(folder, failed)
+    paths = build.publish(page, build.places([folder]))
+    print(f"report: {build.listed(paths)}", file=sys.stderr)
+
+
+def run_target(
+    plan: Plan, target: Target, folder: RunFolder, begin: Callable[[], None]
+) -> list[Record]:
     """Runs one model, which is loaded for this call only. Returns its rows of the audit."""
     from bench.audit.auditor import Auditor
     from bench.records import runs
@@ -91,7 +116,7 @@ def run_target(plan: Plan, target: Target, folder: RunFolder) -> list[Record]:
     from bench.targets.registry import load
 
     loaded = load(target, plan.config.device, plan.dtype)
-    session = Session(plan, loaded, folder)
+    session = Session(plan, loaded, folder, begin)
     prompts = {prompt.sha256: prompt.ids for prompt in session.run() if not prompt.skip}
     auditor = Auditor(loaded, plan.methods, prompts, session.targets.target)
     return auditor.rows(runs.latest(runs.read(folder.path)))

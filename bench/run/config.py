@@ -78,7 +78,9 @@ class RunConfig:
         local=True,
     )
     resume: bool = option(True, "continue the run in the folder", local=True)
-    report: bool = option(True, "build reports/index.html when done", local=True)
+    report: bool = option(
+        True, "when done, print the overview and build index.html in the run folder", local=True
+    )
     preset: str | None = option(None, "settings to start from", metavar="NAME")
 
     def __post_init__(self) -> None:

@@ -96,6 +96,12 @@ def grid(
                         yield GridPoint(prompt, repeat, None, temperature, method)
 
 
+def size(prompts: int, repeats: int, temperatures: int, methods: Sequence[Method]) -> int:
+    """How many points `grid` has."""
+    turns = sum(repeats + (method.decoder is not None) for method in methods)
+    return prompts * temperatures * turns
+
+
 def generator_seed(seed: int, prompt: Prompt, repeat: int) -> int:
     """Seed of one turn's sampling: the same for every method, different for every repeat."""
     key = [seed, prompt.dataset, prompt.prompt_id, prompt.turn, repeat]

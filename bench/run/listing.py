@@ -50,7 +50,7 @@ def _methods(config: RunConfig) -> list[str]:
         except UsageError as error:
             lines.append(_line(name, "", str(error)))
             continue
-        reason = method.decoder.unavailable(info, method.settings) if method.decoder else None
+        reason = method.unavailable(info)
         kind = "lossless" if method.lossless else "lossy"
         lines.append(_line(method.label, kind, reason))
     return lines

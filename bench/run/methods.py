@@ -12,7 +12,8 @@ from typing import Any, get_type_hints
 
 from bench import environment
 from bench.cli import did_you_mean
-from bench.decoding.decoder import Decoder, Settings
+from bench.decoding.decoder import Decoder, Settings, TargetInfo
+from bench.entry_points import load_entry_point
 from bench.errors import UsageError
 from bench.files import canonical_sha256
 from bench.records.runs import REFERENCE, label
@@ -36,6 +37,10 @@ class Method:
     name: str
     decoder: type[Decoder] | None
     settings: Settings
+
+    def unavailable(self, target: TargetInfo) -> str | None:
+        """Why it cannot run on the target, or None."""
+        return self.decoder.unavailable(target, self.settings) if self.decoder else None
 
     @property
     def lossless(self) -> bool:
@@ -116,7 +121,7 @@ def method(
     if name not in known:
         raise UsageError(f"unknown method {name!r}{did_you_mean(name, [STOCK, *known])}")
     try:
-        decoder: type[Decoder] = known[name].load()
+        decoder: type[Decoder] = load_entry_point(known[name])
     except Exception as error:  # whatever another package's module raises
         raise UsageError(f"method {name!r} cannot be imported: {error}") from error
     kinds = get_type_hints(decoder.settings_type)

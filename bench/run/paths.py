@@ -1,4 +1,4 @@
-"""Where runs, cost studies and their report go by default."""
+"""Where runs and cost studies go by default."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 from bench.files import canonical_sha256
 
-REPORT = Path("reports/index.html")
 RESULTS = Path("results")
 
 

@@ -14,14 +14,16 @@ from bench import cli as settings
 from bench import environment
 from bench.errors import UsageError
 from bench.files import sha256_of_bytes
+from bench.progress import counted
 from bench.questions import chat, history
 from bench.questions import sets as question_sets
 from bench.questions.parsing import Questions
 from bench.records import tuned
 from bench.records.runs import RUN_SETTINGS, RunFolder
-from bench.run import methods, preflight, tuning
+from bench.run import grid, methods, preflight, tuning
 from bench.run.config import RunConfig
 from bench.run.grid import PACKAGE
+from bench.run.methods import Method
 from bench.run.paths import RESULTS, folder_name
 from bench.run.tuning import TunedParameters
 from bench.targets import registry as targets
@@ -99,6 +101,29 @@ class Plan:
         decoders = [method.decoder for method in self.methods if method.decoder]
         return environment.code(decoder.__module__ for decoder in decoders)
 
+    def methods_on(self, engine: str) -> list[Method]:
+        """Those that run on an engine; the stock row has none, and runs once, with the first."""
+        first = engine == self.config.engine[0]
+        return [m for m in self.methods if first or m.name != methods.STOCK]
+
+    def turns(self) -> int:
+        """How many turns the whole run measures, without methods that cannot run."""
+        config = self.config
+        prompts = sum(self._size(questions)["turns"] for questions in self.sets)
+        return sum(
+            grid.size(prompts, config.repeats, len(config.temperature), able)
+            for info in map(preflight.describe, self.targets)
+            for engine in config.engine
+            for able in [[m for m in self.methods_on(engine) if m.unavailable(info) is None]]
+        )
+
+    def headline(self) -> str:
+        """`960 turns on 1 model`, or `on 2 models and 3 engines`."""
+        places = [counted(len(self.targets), "model")]
+        if len(self.config.engine) > 1:
+            places.append(counted(len(self.config.engine), "engine"))
+        return f"{counted(self.turns(), 'turn')} on {' and '.join(places)}"
+
     def _size(self, questions: Questions) -> dict[str, int]:
         """How many questions and turns of a set the run asks."""
         turns = [len(row["turns"][: self.config.turns]) for row in questions.dataset]
@@ -136,6 +161,7 @@ class Plan:
     def describe(self) -> str:
         """The resolved run, without loading a model."""
         lines = [f"run folder  {self.folder}", f"device      {self.device_name}"]
+        lines.append(f"turns       {self.headline()}")
         lines += [f"model       {t.name}: {t.source}, {t.licence}" for t in self.targets]
         lines += [f"method      {method.label}" for method in self.methods]
         lines += self.tuned.describe() if self.tuned else []

@@ -34,8 +34,7 @@ def notes(
                 yield f"{target.name} runs on {EAGER}, not on {engine}: {reason}"
     info = describe(target)
     for method in methods:
-        reason = method.decoder.unavailable(info, method.settings) if method.decoder else None
-        if reason:
+        if reason := method.unavailable(info):
             yield f"{target.name} has no {method.label}: {reason}"
     tokenizer = None if shape is None else targets.tokenizer(target)
     if tokenizer is None:

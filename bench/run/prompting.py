@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-from tqdm import tqdm
 
 from bench.decoding.decoder import Decoder
 from bench.decoding.sampling import Sampling
 from bench.errors import UsageError, one_line
+from bench.progress import Progress
 from bench.questions import chat, history
 from bench.questions.history import Entries, HistoryEntry, Prompt, TooLongError
 from bench.questions.parsing import Questions
 from bench.records.runs import RunFolder
 from bench.run.config import RunConfig
 from bench.run.frozen import FrozenPrompts
-from bench.run.progress import hidden
 from bench.run.recording import text_of
 from bench.run.runner import run_turn
 from bench.targets.registry import Loaded, Target
@@ -111,24 +109,26 @@ class HistoryWriter:
         good = {key: entry for key, entry in entries.items() if entry["status"] == "ok"}
         return good, [entry for entry in entries.values() if entry["status"] != "ok"]
 
-    def prompts(self, sets: Sequence[Questions]) -> list[Prompt]:
+    def prompts(self, sets: Sequence[Questions], begin: Callable[[], None]) -> list[Prompt]:
         """Every turn of the question sets, in order. UsageError, before any answer, where one
-        cannot be rendered."""
+        cannot be rendered. `begin` is called when nothing is left to refuse."""
         plain = renderer(self.loaded, self.config.max_new_tokens)
         for questions in sets:
             history.rehearse(questions, self.config.turns, plain)
         turns, entries = self.config.turns, self._entries
         found: list[Prompt] = []
         missing = history.missing(sets, turns, self.name, entries)
-        with tqdm(total=missing, desc="history", unit="turn", disable=hidden(missing)) as bar:
+        folder, revision = self._path.parent, self.loaded.revision
+        render = FrozenPrompts(folder, self.name, revision, plain)
+        if not (missing and self.config.history):  # an answer that is not given is refused below
+            begin()
+        with Progress(f"{self.name}: history", missing, "turn") as bar:
 
             def answer(prompt: Prompt) -> HistoryEntry:
                 entry = self._answer(prompt)
                 bar.update()
                 return entry
 
-            folder, revision = self._path.parent, self.loaded.revision
-            render = FrozenPrompts(folder, self.name, revision, plain)
             for questions in sets:
                 found += history.prompts(questions, turns, self.name, render, entries, answer)
         return found

@@ -1,4 +1,4 @@
-"""Runs and times turns: the only module that reads a clock or decides when an answer ends."""
+"""Runs and times turns: the only module that times an answer or decides when it ends."""
 
 from __future__ import annotations
 

@@ -2,44 +2,47 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from tqdm import tqdm
 
 from bench.decoding.decoder import Decoder
 from bench.decoding.sampling import Sampling
 from bench.errors import one_line
+from bench.progress import Progress, counted, duration, note
 from bench.questions.history import Prompt
 from bench.records.runs import REFERENCE, RunFolder
 from bench.run.engine_targets import EngineTargets
-from bench.run.grid import Cell, GridPoint, generator_seed, grid
-from bench.run.methods import STOCK
+from bench.run.estimate import Estimate
+from bench.run.grid import Cell, GridPoint, generator_seed, grid, size
 from bench.run.plan import Plan
 from bench.run.prepared import PreparedMethod, prepare
-from bench.run.progress import hidden
 from bench.run.prompting import HistoryWriter
 from bench.run.recording import Recorder
 from bench.targets.registry import Loaded
 
 
 class Session:
-    """Runs the grid of one target model into a run folder."""
+    """Runs the grid of one target model into a run folder; `begin` is called before any work, when
+    nothing is left to refuse."""
 
-    def __init__(self, plan: Plan, loaded: Loaded, folder: RunFolder) -> None:
+    def __init__(
+        self, plan: Plan, loaded: Loaded, folder: RunFolder, begin: Callable[[], None]
+    ) -> None:
         self.plan = plan
+        self.begin = begin
         self.config = plan.config
         self.loaded = loaded
         self.folder = folder
         self.name = loaded.target.name
-        self.targets = EngineTargets(loaded.model, self.name, warn)
+        self.targets = EngineTargets(loaded.model, self.name, note)
         self.recorder = Recorder(plan.config, loaded, plan.device_name, folder.path.name)
 
     def run(self) -> list[Prompt]:
         """Runs everything that is not done yet. Returns the prompts."""
         writer = HistoryWriter(self.config, self.loaded, self._reference(), self.folder)
-        prompts = writer.prompts(self.plan.sets)
+        prompts = writer.prompts(self.plan.sets, self.begin)
         for engine in self.config.engine:
             self._run_engine(engine, prompts)
         return prompts
@@ -52,21 +55,41 @@ class Session:
         return method.decoder(self.targets.target(self.config.engine[0]), method.settings)
 
     def _run_engine(self, engine: str, prompts: Sequence[Prompt]) -> None:
-        first = engine == self.config.engine[0]  # the stock row has no engine: it runs once
-        methods = [m for m in self.plan.methods if first or m.name != STOCK]
+        methods = self.plan.methods_on(engine)
         argument = self.loaded.target.published_argument
         prepared = {m.label: prepare(m, self.targets.get(engine), argument) for m in methods}
         for method in prepared.values():
             if method.failure:
                 self._record_failure(method, *method.failure)
-        todo = self._todo(prompts, prepared)
-        prompt = next((p for p in prompts if not p.skip), None)
-        for label in dict.fromkeys(point.method.label for point, _ in todo):
-            if prompt is not None:
-                prepared[label].warm_up(prompt.ids)
         title = self.name if len(self.config.engine) == 1 else f"{self.name} {engine}"
-        for point, cell in tqdm(todo, desc=title, unit="turn", disable=hidden(len(todo))):
-            self._run_point(prepared[point.method.label], point, cell)
+        todo = self._todo(prompts, prepared)
+        self._tell_done(title, len(todo), len(prompts), prepared)
+        asked = [(point, cell) for point, cell in todo if not point.prompt.skip]
+        if asked:
+            prompt = next(prompt for prompt in prompts if not prompt.skip)
+            chosen = dict.fromkeys(point.method.label for point, _ in todo)
+            with Progress(f"{title}: warm-up", len(chosen), "method") as bar:
+                for label in chosen:
+                    prepared[label].warm_up(prompt.ids)
+                    bar.update()
+        estimate = Estimate(point.method.label for point, _ in asked)
+        with Progress(title, len(todo), "turn") as bar:
+            for point, cell in todo:
+                started = time.monotonic()
+                self._run_point(prepared[point.method.label], point, cell)
+                bar.update()
+                if not point.prompt.skip:
+                    took = time.monotonic() - started
+                    tell(title, estimate.took(point.method.label, took))
+
+    def _tell_done(
+        self, title: str, todo: int, prompts: int, prepared: Mapping[str, PreparedMethod]
+    ) -> None:
+        """How many turns an earlier session did."""
+        able = [p.method for p in prepared.values() if p.failure is None]
+        whole = size(prompts, self.config.repeats, len(self.config.temperature), able)
+        if todo < whole:
+            note(f"{title}: {whole - todo:,} of {counted(whole, 'turn')} done already")
 
     def _record_failure(self, prepared: PreparedMethod, status: str, reason: str) -> None:
         """One record for each question set and temperature of a method that cannot run."""
@@ -112,5 +135,11 @@ class Session:
         self.folder.append(record)
 
 
-def warn(text: str) -> None:
-    print(text, file=sys.stderr)
+def tell(title: str, left: tuple[int, float] | None) -> None:
+    """The estimate of a session, where there is one."""
+    if left is not None and left[0]:
+        turns, seconds = left
+        note(
+            f"{title}: {counted(turns, 'turn')} left, about {duration(seconds)} on this machine "
+            "(from the first turns of each method)"
+        )

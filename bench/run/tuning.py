@@ -39,7 +39,7 @@ class TunedParameters:
     def __init__(self, tuned_for: TunedFor, model: str, device: str) -> None:
         """`model` and `device` as the user gave them, for messages."""
         self.tuned_for = tuned_for
-        self._called = f"--model {model}", f"--dtype {tuned_for.dtype} --device {device}"
+        self._called = f"--models {model}", f"--dtype {tuned_for.dtype} --device {device}"
         self.taken: dict[str, TunedMethod] = {}
         self._files: dict[str, Path] = {}
         self._missing: list[Method] = []

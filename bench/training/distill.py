@@ -21,8 +21,9 @@ from torch import Tensor
 from bench import cli, environment
 from bench.cli import option
 from bench.errors import UsageError
+from bench.progress import Progress, note
 from bench.targets import registry as targets
-from bench.training import given, memory, progress
+from bench.training import given, memory
 from bench.training.conversations import Conversation
 from bench.training.folder import DistilledFolder, digest
 from bench.training.markers import MarkerGuard
@@ -58,10 +59,10 @@ class DistillConfig:
 LOCAL = ("out", "sequences", "batch", "data_dir", "device")  # settings that a resume may change
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.training.distill") -> int:
     """Exit code 0, 2 on invalid input, 130 when interrupted."""
     parser = cli.Parser(
-        prog="python -m bench.training.distill",
+        prog=prog,
         description="Let a target write the training set of its own drafts.",
         allow_abbrev=False,
     )
@@ -95,7 +96,7 @@ def distill(config: DistillConfig) -> None:
         device=environment.device_name(device),
         versions={name: environment.package_version(name) for name in ("torch", "transformers")},
     )
-    progress.note(_summary(config.out, card))
+    note(_summary(config.out, card))
 
 
 def _check(config: DistillConfig) -> None:
@@ -138,12 +139,13 @@ class Distiller:
         folder, length = self.folder, self.config.length
         folder.path.mkdir(parents=True, exist_ok=True)
         if folder.written:
-            progress.note(f"{folder.path} holds {folder.written:,} of {self.total:,} sequences")
+            note(f"{folder.path} holds {folder.written:,} of {self.total:,} sequences")
         left = max(self.total - folder.written, 0)
         self.batch = min(self.batch, max(left, 1))
-        progress.note(f"{left:,} sequences of {length} tokens to write, {self.batch:,} at a time")
+        note(f"{left:,} sequences of {length} tokens to write, {self.batch:,} at a time")
         done = folder.written * length
-        with progress.bar(max(self.total * length, done), done, "distill", "tokens") as bar:
+        with Progress("distill", max(self.total * length, done), "token") as bar:
+            bar.skip(done)
             while (left := self.total - folder.written) > 0:
                 try:
                     self._write(min(self.batch, left), bar.update)
@@ -152,8 +154,8 @@ class Distiller:
                         raise
                     self._writer = None  # frees its cache when this block is left
                     self.batch //= 2
-                    bar.n = folder.written * length
-                    progress.note(f"out of memory; going on with {self.batch:,} at a time")
+                    bar.back_to(folder.written * length)
+                    note(f"out of memory; going on with {self.batch:,} at a time")
 
     def _write(self, count: int, wrote: Any) -> None:
         """One shard of `count` sequences, before any is dropped."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.errors import UsageError, flat
-from bench.training.progress import note
+from bench.progress import note
 
 FORMS = "conversations, messages, turns, prompt, instruction"
 

@@ -15,7 +15,7 @@ from bench.errors import UsageError
 STATE = "state.json"  # names the newest complete state
 
 
-class Progress:
+class Completed:
     """How far training is, in the form that accelerate saves."""
 
     def __init__(self) -> None:

@@ -25,13 +25,14 @@ from bench.decoding.drafts import trainable
 from bench.decoding.drafts.trainable import TrainableDraft
 from bench.decoding.drafts.weights import read_draft, save_draft
 from bench.errors import UsageError
+from bench.progress import Progress, note
 from bench.targets import registry as targets
-from bench.training import memory, progress
+from bench.training import memory
 from bench.training.anchors import answer_anchors, drafted_tokens, sample_anchors
 from bench.training.curves import draw
 from bench.training.data import HELD_MOST, HELD_SHARE, Batch, Shards
 from bench.training.losses import distillation_loss, next_token_loss
-from bench.training.resumable import Progress, ResumableState
+from bench.training.resumable import Completed, ResumableState
 from bench.training.states import DraftHead, TargetStates
 from bench.training.statistics import statistics, tree
 from bench.training.trainee import Rates, Trainee
@@ -79,10 +80,10 @@ LOCAL = ("out", "data", "device")  # settings that say nothing of how a draft wa
 FREE = (*LOCAL, "eval_every", "save_every", "stop_at", "bits")  # that a resume may change
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.training.train") -> int:
     """Exit code 0, 2 on invalid input, 130 when interrupted."""
     parser = cli.Parser(
-        prog="python -m bench.training.train",
+        prog=prog,
         description="Train drafts on conversations that the target wrote.",
         allow_abbrev=False,
     )
@@ -148,7 +149,7 @@ class Trainer:
         size = config.vocabulary or shape.vocab_size
         weight = self.loaded.model.get_output_embeddings().weight
         self.head = DraftHead.of(weight, self.by_frequency[:size])
-        self.progress = Progress()
+        self.progress = Completed()
         self.accelerator.register_for_checkpointing(self.progress)
         info = TargetInfo(target.name, shape.hidden_size, shape.vocab_size, shape.num_hidden_layers)
         self.trainees = [
@@ -196,19 +197,20 @@ class Trainer:
         if not self._resume():
             self._standardise()
         elif self._finished():
-            progress.note(f"{self.out} is trained: {config.steps} steps; nothing is left to do")
+            note(f"{self.out} is trained: {config.steps} steps; nothing is left to do")
             return
         losses: dict[str, list[Tensor]] = {t.label: [] for t in self.trainees}
         done = self.progress
         rate = Rate()
         saved = time.perf_counter()
-        with progress.bar(last, done.step, "train", "steps") as bar:
+        with Progress("train", last, "step", shown=self.accelerator.is_main_process) as bar:
+            bar.skip(done.step)
             for batch in self._batches(done.step, last):
                 for label, loss in self._step(batch).items():
                     losses[label].append(loss)
                 done.step += 1
                 done.seconds += rate.lap(batch.ids.numel())
-                bar.set_postfix_str(f"{rate.tokens_per_second:,.0f} tokens/s", refresh=False)
+                bar.beside(f"{rate.tokens_per_second:,.0f} tokens/s")
                 bar.update()
                 if done.step % config.eval_every == 0 or done.step == config.steps:
                     self._log(losses)
@@ -233,7 +235,7 @@ class Trainer:
             (self.out / LOG).unlink(missing_ok=True)
             return False
         step = self.progress.step
-        progress.note(f"{self.out} holds {step} of {self.config.steps} steps; going on from there")
+        note(f"{self.out} holds {step} of {self.config.steps} steps; going on from there")
         known = [entry for entry in self._entries() if entry["step"] <= step]
         if self.accelerator.is_main_process:
             files.write_text(self.out / LOG, "".join(json.dumps(e) + "\n" for e in known))
@@ -377,7 +379,7 @@ class Trainer:
                 label: [round(m["loss"], 3), [round(x, 2) for x in m["accepted"].values()]]
                 for label, m in entry["methods"].items()
             }
-            progress.note(f"{step}: {seconds:.0f} s {summary}")
+            note(f"{step}: {seconds:.0f} s {summary}")
 
     # The end
 

@@ -46,10 +46,10 @@ class TreesConfig:
     dtype: str = cli.dtype_option()
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.training.trees") -> int:
     """Exit code 0, 2 on invalid input, 130 when interrupted."""
     parser = cli.Parser(
-        prog="python -m bench.training.trees",
+        prog=prog,
         description="Grow the static trees of trained drafts on the question set `tuning`.",
         allow_abbrev=False,
     )
@@ -78,7 +78,7 @@ def grow(config: TreesConfig) -> None:
         if size != weight.shape[1]:
             raise UsageError(
                 f"--weights: {path.name} is for hidden size {size}, and {config.model} has "
-                f"{weight.shape[1]}; give its target as --model"
+                f"{weight.shape[1]}; give its target as --models"
             )
     questions = sets.load("tuning", None)
     ids, roles = _answers(loaded, questions, config.length)

@@ -30,6 +30,7 @@ from bench import environment
 from bench.cli import Parser, add_arguments, run_command
 from bench.decoding.decoder import TargetInfo
 from bench.decoding.engines import trial as engines
+from bench.entry_points import load_entry_point
 from bench.errors import UsageError
 from bench.records import tuned
 from bench.records.runs import REFERENCE, label
@@ -43,10 +44,10 @@ from bench.tune.config import TuneConfig
 from bench.tune.tuner import Tuner
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.tune") -> int:
     """Exit code 0, 2 on invalid input, 130 when interrupted."""
     parser = Parser(
-        prog="python -m bench.tune",
+        prog=prog,
         description="Measure which parameters are fastest here, for bench.run --tree tuned.",
         allow_abbrev=False,
     )
@@ -94,7 +95,7 @@ def _names(given: Sequence[str]) -> list[str]:
             raise UsageError(f"--methods {text}: bench.tune chooses the parameters; name it alone")
     if given:
         return list(given)
-    decoders = {name: point.load() for name, point in known.items()}
+    decoders = {name: load_entry_point(point) for name, point in known.items()}
     return [n for n, kind in decoders.items() if kind.lossless and kind.settings_type.grid()]
 
 

@@ -18,7 +18,7 @@ def measured(
     measure: Measurer, finalists: Sequence[Candidate], prompts: Sequence[Prompt], tokens: int
 ) -> dict[str, list[Answer]]:
     """The finalists' answers, by label."""
-    measure.bar.set_description("final")
+    measure.bar.title("final")
     measure.ready(finalists, prompts, tokens)
     found: dict[str, list[Answer]] = {c.method.label: [] for c in finalists}
     for number, prompt in enumerate(prompts):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, NoReturn
-
-from tqdm import tqdm
+from typing import NamedTuple
 
 from bench.decoding.decoder import Decoder
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.errors import UsageError, flat
+from bench.progress import Progress
 from bench.questions.history import Prompt
 from bench.records.runs import REFERENCE
 from bench.run import methods
@@ -73,7 +72,7 @@ class Measurer:
         target: TargetModel,
         eos_ids: frozenset[int],
         warm_up_tokens: int,
-        bar: tqdm[NoReturn],
+        bar: Progress,
     ) -> None:
         self._target, self._eos_ids, self._warm_up_tokens = target, eos_ids, warm_up_tokens
         self.bar = bar

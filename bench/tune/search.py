@@ -25,7 +25,7 @@ class Search:
         tried = {method.label: best}
         grid = method.settings.grid()
         for number, parameter in enumerate([*grid, *list(grid)[:1]]):
-            self._measure.bar.set_description(f"{method.name} {parameter}")
+            self._measure.bar.title(f"{method.name} {parameter}")
             values = grid[parameter]
             if number == len(grid):  # the first parameter again
                 values = _neighbours(values, best.method.params[parameter])

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-from tqdm import tqdm
-
 from bench.decoding.target import TargetModel
+from bench.progress import Progress
 from bench.questions import history
 from bench.questions import sets as question_sets
 from bench.questions.history import Prompt
@@ -43,7 +42,7 @@ class Tuner:
     def run(self, methods: Sequence[Method]) -> dict[str, TunedMethod]:
         """The tuned parameters of each method, by name."""
         effort = self._effort
-        with tqdm(unit="answer", disable=None) as bar:
+        with Progress("tuning", None, "answer") as bar:
             measure = Measurer(self._target, self._loaded.eos_ids, effort.warm_up_tokens, bar)
             search = Search(measure, self._search, effort)
             tried = {method.name: search.run(method) for method in methods}

@@ -207,7 +207,7 @@ def test_methods_can_be_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert compare.main([*folders, *five, "--method", "slow(n=3)", "fast"]) == 1
     capsys.readouterr()
     assert compare.main([*folders, "--method", "quick"]) == 2
-    assert "--method 'quick' is in neither run; they hold " in capsys.readouterr().err
+    assert "--methods 'quick' is in neither run; they hold " in capsys.readouterr().err
 
 
 def test_rows_that_would_look_alike_stay_apart(tmp_path: Path) -> None:

@@ -67,8 +67,8 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
         data, out = (shlex.quote(f"{parent}/{folder}") for parent in ("data", "trained"))
         return (
             f"no {name} weights for {target.name}; run "
-            f"`python -m bench.training.distill --model {model} --out {data} && "
-            f"python -m bench.training.train --model {model} --method {name} --data {data} "
+            f"`python -m bench.training.distill --models {model} --out {data} && "
+            f"python -m bench.training.train --models {model} --methods {name} --data {data} "
             f"--out {out}`, then pass --checkpoint {cls.name}={out}/{name}-0.safetensors"
         )
 

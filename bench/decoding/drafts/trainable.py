@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 from torch import Tensor, nn
 
 from bench.decoding.decoder import TargetInfo
+from bench.entry_points import load_entry_point
 from bench.errors import UsageError, one_line
 
 GROUP = "chimera_bench.drafts"
@@ -129,7 +130,7 @@ def load(name: str) -> TrainableDraft:
         choice = f"choose from {', '.join(known)}" if known else "run `pip install -e .`"
         raise UsageError(f"unknown method {name!r}; {choice}")
     try:
-        found = known[name].load()
+        found = load_entry_point(known[name])
     except Exception as error:  # whatever another package's module raises
         raise UsageError(f"draft {name!r} cannot be imported: {one_line(error)}") from error
     if not isinstance(found, TrainableDraft):
