@@ -67,7 +67,7 @@ def read_file(path: Path, settings: type[Any]) -> tuple[dict[str, Any], Mapping[
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, ...
         raise UsageError(f"{path} is not YAML: {flat(error)}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold a mapping of settings to values")
@@ -155,8 +155,19 @@ def without_paths(value: Any) -> Any:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or the list of known names."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(names)}"
+    close = _closest(name, names)
+    return f"; did you mean {close!r}?" if close else f"; choose one of {', '.join(names)}"
+
+
+def _closest(name: str, known: Sequence[str]) -> str | None:
+    """The known name most like it; case, hyphens and underscores do not count."""
+    plain = {_plain(one): one for one in reversed(known)}
+    close = difflib.get_close_matches(_plain(name), plain, n=1)
+    return plain[close[0]] if close else None
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def _help(entry: Field[Any]) -> str:
@@ -196,4 +207,8 @@ def check_choices(config: Any) -> None:
         choices, value = entry.metadata["choices"], getattr(config, entry.name)
         for item in value if isinstance(value, list) else [value]:
             if choices and item not in choices:
-                raise UsageError(f"{flag(entry.name)} {item!r}: choose from {', '.join(choices)}")
+                close = _closest(item, choices)
+                hint = f"; did you mean {close!r}?" if close else ""
+                raise UsageError(
+                    f"{flag(entry.name)} {item!r}: choose from {', '.join(choices)}{hint}"
+                )

@@ -71,8 +71,8 @@ def refused(flags: Sequence[str], capfd: pytest.CaptureFixture[str]) -> str:
 
 
 UNTOUCHED = [  # refused before there is a folder, with a fix in every message
-    (["--models", "synthetic:predictible"], "unknown model .*did you mean synthetic:predictable"),
-    (["--models", "nowhere"], "unknown model 'nowhere'.*Known: smollm2-135m, "),
+    (["--models", "synthetic:predictible"], "unknown model .*did you mean 'synthetic:predictable'"),
+    (["--models", "nowhere"], "unknown model 'nowhere'.*choose one of smollm2-135m, "),
     (["--methods", "lookahed"], "unknown method 'lookahed'; did you mean 'lookahead'"),
     (["--methods", "lookahead(m=5)"], "lookahead has no parameter 'm'"),
     (["--methods", "lookahead(n=five)"], "a value of type int is needed"),
@@ -80,7 +80,7 @@ UNTOUCHED = [  # refused before there is a folder, with a fix in every message
     (["--methods", "lookahead(n=5"], r"write name or name\(key=value"),
     (["--methods", "lookahead", "lookahead(n=5)"], "twice"),
     (["--methods", "lookahead", "lookahead"], "--methods names something twice"),
-    (["--datasets", "mini_bench"], "unknown question set 'mini_bench'; did you mean"),
+    (["--datasets", "mini_bench"], "unknown question set 'mini_bench'.*; did you mean"),
     (["--datasets", "none.jsonl"], "cannot read the question set none.jsonl: No such file"),
     (["--datasets"], "--datasets needs at least one value"),
     (["--datasets", "asked.jsonl", "sub/asked.jsonl"], "two question sets are named 'asked'"),

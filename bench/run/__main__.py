@@ -64,6 +64,7 @@ def run(plan: Plan) -> int:
     from bench.records import runs
     from reports import build
 
+    plan.fetch()
     with runs.RunFolder(plan.folder) as folder:
         if not plan.config.resume and runs.read(folder.path):
             raise UsageError(
