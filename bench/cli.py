@@ -155,15 +155,15 @@ def without_paths(value: Any) -> Any:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or the list of known names."""
     names = list(known)
-    close = _closest(name, names)
-    return f"; did you mean {close!r}?" if close else f"; choose one of {', '.join(names)}"
+    return suggestion(name, names) or f"; choose one of {', '.join(names)}"
 
 
-def _closest(name: str, known: Sequence[str]) -> str | None:
-    """The known name most like it; case, hyphens and underscores do not count."""
-    plain = {_plain(one): one for one in reversed(known)}
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` with the known name most like it, or nothing; case, hyphens and
+    underscores do not count."""
+    plain = {_plain(one): one for one in known}
     close = difflib.get_close_matches(_plain(name), plain, n=1)
-    return plain[close[0]] if close else None
+    return f"; did you mean {plain[close[0]]!r}?" if close else ""
 
 
 def _plain(name: str) -> str:
@@ -207,8 +207,7 @@ def check_choices(config: Any) -> None:
         choices, value = entry.metadata["choices"], getattr(config, entry.name)
         for item in value if isinstance(value, list) else [value]:
             if choices and item not in choices:
-                close = _closest(item, choices)
-                hint = f"; did you mean {close!r}?" if close else ""
+                hint = suggestion(str(item), choices)
                 raise UsageError(
                     f"{flag(entry.name)} {item!r}: choose from {', '.join(choices)}{hint}"
                 )

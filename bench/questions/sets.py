@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
-from bench.cli import did_you_mean
+from bench.cli import suggestion
 from bench.errors import UsageError, one_line
 from bench.files import sha256_of_bytes
 from bench.questions import registry
@@ -92,8 +92,10 @@ def spread(questions: Questions, limit: int | None) -> Questions:
 
 
 def _unknown(name: str) -> UsageError:
-    hint = did_you_mean(name, registry.REGISTRY)
-    return UsageError(f"unknown question set {name!r}, and no JSONL file of that name{hint}")
+    return UsageError(
+        f"unknown question set {name!r}; known are {', '.join(registry.REGISTRY)} and paths of "
+        f"JSONL files{suggestion(name, registry.REGISTRY)}"
+    )
 
 
 # Files

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench import hub
-from bench.cli import did_you_mean
+from bench.cli import suggestion
 from bench.decoding.engines import forms
 from bench.decoding.engines.registry import EAGER
 from bench.errors import UsageError, first_line
@@ -135,8 +135,8 @@ def _resolve(name: str) -> Target:
         new = Target(name, "see its page", None, f"{name} on the hub", "hub", name)
         return next(registered, new)
     raise UsageError(
-        f"unknown model {name!r}, and no folder of a transformers checkpoint or hub id "
-        f"(organisation/name){did_you_mean(name, TARGETS)}"
+        f"unknown model {name!r}; known are {', '.join(TARGETS)}, folders of transformers "
+        f"checkpoints and hub ids (organisation/name){suggestion(name, TARGETS)}"
     )
 
 
