@@ -31,10 +31,9 @@ def notes(
     sets: Sequence[Questions],
     answers: Entries | None,
 ) -> Iterator[str]:
-    """A line for each engine, method and prompt that the target cannot have. UsageError for a
-    target that cannot run, a chat template that fails or drops a question, a given history
-    (`answers`) without an answer that is needed, and where no question fits the context."""
-    targets.check(target)
+    """A line for each engine, method and prompt that the target cannot have. UsageError for a chat
+    template that fails or drops a question, a given history (`answers`) without an answer that is
+    needed, and where no question fits the context."""
     shape = targets.config(target)
     if shape is not None:
         for engine in config.engine:
@@ -74,9 +73,10 @@ def _prompts(
 
 
 def check_files(methods: Sequence[Method], known: Sequence[Target], tree: str | None) -> None:
-    """UsageError for a chat template, a tree or draft weights that cannot be read, or that fit none
-    of the targets."""
+    """UsageError for a target that cannot run, and for a chat template, a tree or draft weights that
+    cannot be read, or that fit none of the targets."""
     for target in known:
+        targets.check(target)
         chat.source(target.chat_template)
     if tree not in (None, static_trees.PAPER, tuned.TREE):
         try:

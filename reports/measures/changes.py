@@ -197,14 +197,14 @@ def _tested(value: Floats, spreads: Sequence[tuple[Any, Any]]) -> dict[str, Floa
 
 def _between_runs(sums: pd.DataFrame, columns: Sequence[str], sides: dict[str, range]) -> _Spread:
     """Of the difference of the states' means, from the runs' figures in each row, pooled."""
-    squares, freedom, share = 0.0, 0, 0.0
+    squares, freedom, share, rows = 0.0, 0, 0.0, len(sums)
     for places in sides.values():
         figures = [_figure(sums[[f"{n}_{place}" for n in columns]].to_numpy()) for place in places]
         logs = np.log(np.stack(figures))  # [runs, rows]
         squares += float(np.square(logs - logs.mean(axis=0)).sum())
-        freedom += (len(places) - 1) * logs.shape[1]
+        freedom += len(places) - 1
         share += 1 / len(places)
-    return _Spread(np.sqrt(squares / freedom * share), freedom)
+    return _Spread(np.sqrt(squares / (freedom * rows) * share), freedom * _independent(rows))
 
 
 def _between_repeats(shared: pd.DataFrame, of: Ints, parts: Sequence[str]) -> _Spread:
@@ -228,7 +228,14 @@ def _between_repeats(shared: pd.DataFrame, of: Ints, parts: Sequence[str]) -> _S
         int(of.max()) + 1,
     )[1][rows.index]
     excess = (rows["var"] / rows["count"] - np.square(of_answers)).mean()
-    return _Spread(np.sqrt(max(excess, 0.0)), int((rows["count"] - 1).sum()))
+    freedom = (rows["count"].mean() - 1) * _independent(len(rows))
+    return _Spread(np.sqrt(max(excess, 0.0)), freedom)
+
+
+def _independent(rows: int) -> float:
+    """How many independent rows tell as much of a variance as `rows` whose noise is correlated by
+    0.5, since they share the reference's."""
+    return rows / (1 + (rows - 1) * 0.5**2)
 
 
 def _slowdown(parts: Floats) -> Floats:
