@@ -73,8 +73,8 @@ def _prompts(
 
 
 def check_files(methods: Sequence[Method], known: Sequence[Target], tree: str | None) -> None:
-    """UsageError for a target that cannot run, and for a chat template, a tree or draft weights that
-    cannot be read, or that fit none of the targets."""
+    """UsageError for a target that cannot run, and for a chat template, a tree or draft weights
+    that cannot be read, or that fit none of the targets."""
     for target in known:
         targets.check(target)
         chat.source(target.chat_template)
