@@ -68,7 +68,7 @@ def read_file(path: Path, settings: type[Any]) -> tuple[dict[str, Any], Mapping[
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that is none, ...
         raise UsageError(f"{path} is not YAML: {flat(error)}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must hold a mapping of settings to values")
@@ -183,8 +183,19 @@ def without_paths(value: Any) -> Any:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or the list of known names."""
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; choose one of {', '.join(names)}"
+    return suggestion(name, names) or f"; choose one of {', '.join(names)}"
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` with the known name most like it, or nothing; case, hyphens and
+    underscores do not count."""
+    plain = {_plain(one): one for one in known}
+    close = difflib.get_close_matches(_plain(name), plain, n=1)
+    return f"; did you mean {plain[close[0]]!r}?" if close else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-")
 
 
 def _help(entry: Field[Any]) -> str:
@@ -224,4 +235,7 @@ def check_choices(config: Any) -> None:
         choices, value = entry.metadata["choices"], getattr(config, entry.name)
         for item in value if isinstance(value, list) else [value]:
             if choices and item not in choices:
-                raise UsageError(f"{flag(entry.name)} {item!r}: choose from {', '.join(choices)}")
+                hint = suggestion(str(item), choices)
+                raise UsageError(
+                    f"{flag(entry.name)} {item!r}: choose from {', '.join(choices)}{hint}"
+                )

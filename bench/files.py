@@ -37,6 +37,15 @@ def sha256_of_files(paths: Sequence[Path]) -> str:
     return sums[0] if len(sums) == 1 else sha256_of_bytes("\n".join(sums).encode())
 
 
+def json_of(data: bytes) -> Any:
+    """The JSON value in a file's UTF-8 bytes, with or without a byte order mark. ValueError, one
+    line, where there is none."""
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None
+
+
 def canonical_json(value: object) -> str:
     """Sorted keys and no spaces: equal values give equal text. ValueError on NaN and infinities."""
     return json.dumps(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-SECONDS = 4.0
+SECONDS = 3.0
 
 
 def reachable() -> bool:

@@ -64,6 +64,23 @@ def estimates(
     return found
 
 
+def jackknifed(
+    rows: Ints, prompts: Ints, repeats: Ints, parts: Floats, figure: Figure, count: int
+) -> tuple[Floats, Floats, Ints]:
+    """Figures as `estimates` has them, the standard errors of their logarithms over prompts (nan
+    for a single prompt), and their prompts. [count] each.
+    """
+    value, error = np.full(count, np.nan), np.full(count, np.nan)
+    sizes = np.zeros(count, dtype=np.int64)
+    for members, layout, cells in _layouts(rows, prompts, repeats, parts):
+        with np.errstate(all="ignore"):
+            value[members] = figure(cells.sum(axis=1))
+            if len(layout) > 1:
+                error[members] = _jackknife(cells, layout, figure)
+        sizes[members] = len(layout)
+    return value, error, sizes
+
+
 def interval(sums: Floats, figure: Figure) -> tuple[float, float]:
     """The interval of one figure; sums: [prompts, parts], one repeat of each prompt."""
     if not len(sums):

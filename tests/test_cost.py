@@ -270,7 +270,7 @@ def test_a_model_of_another_form_runs_with_the_drafts_that_fit() -> None:
 # Bad input
 
 REFUSED = [
-    (["--models", "synthetic:tinny"], "unknown model .*did you mean synthetic:tiny"),
+    (["--models", "synthetic:tinny"], "unknown model .*did you mean 'synthetic:tiny'"),
     (["--methods", "lookahed"], "unknown method 'lookahed'; did you mean 'lookahead'"),
     (["--methods", "transformers_generate"], "has no steps to measure; leave it out"),
     (["--engine", "fast"], "--engine 'fast': choose from eager, graph, compile"),

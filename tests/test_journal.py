@@ -141,9 +141,11 @@ SETTINGS = "dtype: {}\nmethods: [a, b]\nprovenance:\n  code: {{bench: {}}}\n"
         (
             "a: 1\nb: 1\nc: 1\nd: 1\ne: 1\n",
             "{}",
-            "a (1, now none), b (1, now none), c (1, now none), 2 more",
+            "a (1, now none), b (1, now none), c (1, now none), d, e",
         ),
         (": :", "a: 1", "its settings cannot be read"),
+        ("a: 2026-99-99", "a: 1", "its settings cannot be read"),
+        ("[]", "a: 1", "its settings cannot be read"),
     ],
 )
 def test_other_settings_are_named(before: str, now: str, said: str | None) -> None:

@@ -84,7 +84,8 @@ def test_parse(text: str, expected: tuple[str, dict[str, str]]) -> None:
     ("text", "complaint"),
     [
         ("", "cannot read the method ''"),
-        ("look-ahead", "cannot read the method 'look-ahead'"),
+        ("look ahead", "cannot read the method 'look ahead'"),
+        ("look-ahead", "unknown method 'look-ahead'; did you mean 'lookahead'?"),
         ("lookahead(n=5", "cannot read the method"),
         ("lookahead(n=5)x", "cannot read the method"),
         ("lookahead(5)", "cannot read '5' in .*write key=value"),

@@ -2,6 +2,8 @@
 
 import json
 import re
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,9 @@ import pytest
 import torch
 import transformers
 import yaml
+from huggingface_hub import constants
 
+from bench import hub
 from bench.errors import UsageError
 from bench.questions import chat
 from bench.run.__main__ import main
@@ -133,13 +137,35 @@ def test_a_tokenizer_of_another_model(capfd: pytest.CaptureFixture[str]) -> None
 # Models, drafts, trees, files
 
 
+SIZES = {"vocab_size": 512, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+WIDE = {**SIZES, "intermediate_size": 16, "num_key_value_heads": 2, "eos_token_id": 256}
+REFUSED: dict[str, Callable[[], Any]] = {
+    "sliding window": lambda: transformers.MistralConfig(**WIDE, sliding_window=8),
+    "MLA": lambda: transformers.DeepseekV3Config(**WIDE),
+    "ALiBi": lambda: transformers.FalconConfig(**SIZES, alibi=True, eos_token_id=256),
+}
+
+
 @pytest.mark.usefixtures("unloaded")
-def test_a_form_that_no_engine_takes(capfd: pytest.CaptureFixture[str]) -> None:
-    config = transformers.MistralConfig(
-        vocab_size=512, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
-        num_attention_heads=2, num_key_value_heads=2, sliding_window=8, eos_token_id=256,
-    )  # fmt: skip
-    assert "sliding window" in line(capfd, "--models", saved(config=config))
+@pytest.mark.parametrize("form", REFUSED)
+@pytest.mark.parametrize("place", ["folder", "hub"])
+def test_a_form_that_no_engine_takes(
+    form: str, place: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the configuration alone; the hub's is in the local cache."""
+    name = saved()
+    if place == "hub":
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(Path("cache").resolve()))
+        kept = Path("cache/models--nobody--mine")
+        (kept / "refs").mkdir(parents=True)
+        (kept / "refs/main").write_text("a" * 40)
+        name, folder = "nobody/mine", kept / "snapshots" / ("a" * 40)
+    else:
+        folder = Path(name)
+    REFUSED[form]().save_pretrained(folder)
+    said = line(capfd, "--models", name)
+    assert f"{name} cannot run: " in said
+    assert form in said
 
 
 @pytest.mark.usefixtures("unloaded")
@@ -167,41 +193,258 @@ def checkpoint(path: str) -> str:
     return path
 
 
-DRAFTS: dict[str, tuple[Callable[[], object], str]] = {
-    "missing": (lambda: None, "no local file or folder"),
-    "text": (lambda: Path("x.pt").write_text("hello"), "is not a chimera-bench-draft-1 checkpoint"),
-    "misfit": (
-        lambda: checkpoint("x.pt"),
-        "is for hidden size 24",
+def published(content: bytes) -> str:
+    """A folder in Medusa's published layout."""
+    Path("heads").mkdir()
+    Path("heads/medusa_lm_head.pt").write_bytes(content)
+    return "heads"
+
+
+def fitting(path: str) -> str:
+    """A trained draft of depth 2 for the target."""
+    from baselines.medusa.model import Medusa
+    from bench.decoding.drafts.weights import save_draft
+
+    draft = Medusa.from_dict({"hidden_size": 96, "depth": 2})
+    save_draft(Path(path), draft, torch.arange(64), {"method": "medusa"}, bits=8)
+    return path
+
+
+DRAFTS: dict[str, tuple[str, Callable[[], str], str]] = {
+    "missing": ("medusa", lambda: "x.pt", "no local file or folder"),
+    "missing in a folder": ("medusa", lambda: "trained/x.safetensors", "no local file or folder"),
+    "text": ("medusa", lambda: text("x.pt", "hello"), "is not a chimera-bench-draft-1 checkpoint"),
+    "of another size": ("medusa", lambda: checkpoint("x.pt"), "is for hidden size 24"),
+    "of another method": (
+        "chimera",
+        lambda: fitting("x.safetensors"),
+        "is no chimera draft (its card says 'medusa'",
     ),
+    "published, no weights": ("medusa", lambda: published(b"hello"), "cannot be read"),
+    "published, empty": ("medusa", lambda: published(b""), "cannot be read"),
 }
 
 
+def text(path: str, content: str) -> str:
+    Path(path).write_text(content)
+    return path
+
+
+@pytest.mark.usefixtures("unloaded")
 @pytest.mark.parametrize("kind", DRAFTS)
 def test_draft_weights_are_read_before_the_models(
     kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    make, words = DRAFTS[kind]
-    make()
-    assert words in line(capfd, "--methods", "medusa", "--checkpoint", "medusa=x.pt")
+    method, make, words = DRAFTS[kind]
+    assert words in line(capfd, "--methods", method, "--checkpoint", f"{method}={make()}")
 
 
-@pytest.mark.parametrize("content", [None, "{", '{"paths": [[0, 0]]}', "[]"])
+@pytest.mark.usefixtures("unloaded")
+def test_drafts_of_an_unreachable_hub_are_refused_before_the_model_loads(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "reachable", lambda: False)
+    flags = ("--methods", "medusa", "--checkpoint", "medusa=nobody/nothing", "--out", "new")
+    assert run(*flags, "--dry-run") == 0
+    assert "medusa: its weights are checked when they are fetched" in capfd.readouterr().out
+    assert run(*flags) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith("error: --checkpoint medusa=nobody/nothing: ")
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize(
+    "content", [None, "", "{", '{"paths": [[0, 0]]}', "[]", "[" * 100_000, '{"paths": [[1e3]]}']
+)
 def test_so_are_trees(content: str | None, capfd: pytest.CaptureFixture[str]) -> None:
     if content is not None:
         Path("tree.json").write_text(content)
     assert "tree.json" in line(capfd, "--tree", "tree.json")
 
 
-def test_a_name_with_a_hyphen_is_suggested(capfd: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean 'mt_bench'" in line(capfd, "--datasets", "mt-bench")
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        ([[0], [0, 0], [0, 0, 0]], "tree.json is 3 deep, the draft 2"),
+        ([[64]], "tree.json has rank 64, and ranks go to 63"),
+    ],
+)
+def test_a_tree_must_fit_the_draft(
+    paths: list[list[int]], words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("tree.json").write_text(json.dumps({"paths": paths}))
+    flags = ("--methods", "medusa", "--checkpoint", f"medusa={fitting('x.safetensors')}")
+    assert f"--tree for medusa: {words}" in line(capfd, *flags, "--tree", "tree.json")
+    Path("tree.json").write_text(json.dumps({"paths": [[0], [0, 0]]}))
+    assert run(*flags, "--tree", "tree.json", "--dry-run") == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (("--datasets", "mt-bench"), "mt_bench"),
+        (("--datasets", "MTBench"), "mt_bench"),
+        (("--datasets", "GSM-8K"), "gsm8k"),
+        (("--models", "SMOLLM2_135M"), "smollm2-135m"),
+        (("--models", "Vicuna-7B"), "vicuna-7b-v1.3"),
+        (("--methods", "prompt-lookup"), "prompt_lookup"),
+        (("--methods", "Chimera-Plus(nodes=5)"), "chimera_plus"),
+        (("--methods", "LOOKAHEAD"), "lookahead"),
+        (("--methods", "lookahead(N=5)"), "n"),
+        (("--engine", "Eager"), "eager"),
+        (("--dtype", "Float-32"), "float32"),
+        (("--preset", "QUICK"), "quick"),
+    ],
+)
+def test_case_and_hyphens_do_not_hide_the_name_that_is_meant(
+    flags: tuple[str, str], name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert f"did you mean {name!r}?" in line(capfd, *flags)
+
+
+# Files as Windows writes them, and files that are none
+
+MARK = b"\xef\xbb\xbf"
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r\n"])
-def test_questions_with_a_byte_order_mark_are_read(end: bytes) -> None:
+def test_files_with_a_byte_order_mark_are_read(end: bytes) -> None:
     lines = [json.dumps(row).encode() for row in harness.ROWS]
-    Path("marked.jsonl").write_bytes(b"\xef\xbb\xbf" + end.join(lines) + end)
-    assert run("--datasets", "marked.jsonl", "--out", "new", "--dry-run") == 0
+    Path("marked.jsonl").write_bytes(MARK + end.join(lines) + end)
+    Path("tree.json").write_bytes(MARK + b'{"paths": [[0]]}' + end)
+    Path("own.jinja").write_bytes(MARK + synthetic.TEMPLATE.encode())
+    Path("run.yaml").write_bytes(MARK + b"limit: 1" + end)
+    flags = ("--datasets", "marked.jsonl", "--config", "run.yaml", "--methods", "--out")
+    assert run(*flags, "one") == 0
+    answers = Path("one/history.jsonl").read_bytes()
+    Path("marked-history.jsonl").write_bytes(MARK + answers.replace(b"\n", end))
+    more = ("--tree", "tree.json", "--chat-template", "own.jinja")
+    assert run(*flags, "two", "--history", "marked-history.jsonl", *more) == 0
+    assert Path("two/history.jsonl").read_bytes() == answers
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"\n \n", b"\xff\xfe", b"[]", b'{"turns": ["?"]}', b'{"question_id": 1}', b"{"),
+        b'{"question_id": 1, "turns": []}',
+        b'{"question_id": 1, "turns": "?"}',
+        b'{"question_id": 1, "turns": ["why?"]}\n{"question_id": 1, "turns": ["why?"]}',
+        b'{"question_id": ' + b"9" * 5000 + b', "turns": ["why?"]}',
+        b"[" * 100_000,
+    ],
+)
+def test_broken_questions_are_one_line(content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("broken.jsonl").write_bytes(content)
+    assert "broken.jsonl, line " in line(capfd, "--datasets", "broken.jsonl")
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"- 1", b"[", b"\xff", b"limit: many", b"limit: " + b"9" * 5000, b"out: 2026-99-99"),
+        b"models: " + b"[" * 2000,
+    ],
+)
+def test_broken_settings_are_one_line(content: bytes, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("broken.yaml").write_bytes(content)
+    assert "broken.yaml" in line(capfd, "--config", "broken.yaml")
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("content", [b"{\n", b"[]\n", b"\xff\n", b"[" * 100_000 + b"\n", b""])
+def test_a_broken_or_another_runs_history_is_one_line(
+    content: bytes, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("broken.jsonl").write_bytes(content)
+    said = line(capfd, "--history", "broken.jsonl")
+    assert "broken.jsonl" in said or "--history has no answer" in said
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize(
+    "name", ["--datasets", "--config", "--history", "--tree", "--chat-template", "--models"]
+)
+def test_a_folder_is_no_file(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("folder.jsonl").mkdir()
+    assert "folder.jsonl" in line(capfd, name, "folder.jsonl")
+
+
+@pytest.mark.usefixtures("unloaded")
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_an_out_that_cannot_be_written(out: str, capfd: pytest.CaptureFixture[str]) -> None:
+    Path("taken").write_text("mine")
+    assert run("--out", out) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.endswith("choose another --out")
+    assert Path("taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["run.yaml", "environment.json", "prompts.jsonl", "history.jsonl"])
+@pytest.mark.parametrize("broken", [b"\xff\n", b"[]\n", None])
+def test_a_damaged_run_folder_is_one_line(
+    name: str, broken: bytes | None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--out", "new", "--methods", "--limit", "1") == 0
+    path = Path("new", name)
+    path.unlink()
+    if broken is None:
+        path.mkdir()
+    else:
+        path.write_bytes(broken)
+    before = harness.contents(Path("new"))
+    capfd.readouterr()
+    assert run("--out", "new", "--methods", "--limit", "1") == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith("error: ")
+    assert harness.contents(Path("new")) == before
+
+
+def test_another_runs_folder_says_which_settings_differ(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run("--out", "new", "--methods", "--limit", "1") == 0
+    capfd.readouterr()
+    flags = ("--limit", "2", "--seed", "7", "--dtype", "bfloat16", "--turns", "1")
+    assert run("--out", "new", "--methods", *flags) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "new holds a run of other settings: limit (1, now 2), turns (none, now 1), seed" in said
+    assert ", dtype" in said
+
+
+# Numbers and lengths
+
+
+@pytest.mark.usefixtures("unloaded")
+def test_numbers_beyond_any_use(capfd: pytest.CaptureFixture[str]) -> None:
+    huge = "9" * 30
+    assert "at most" in line(capfd, "--methods", f"lookahead(n={huge})")
+    said = line(capfd, "--max-new-tokens", huge)
+    assert "can answer no question: turn 1 needs a context of" in said
+
+
+def test_a_question_that_is_too_long_is_skipped_and_the_run_goes_on(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    rows = [*harness.ROWS, {"question_id": 9, "category": "sums", "turns": ["river " * 9000, "?"]}]
+    harness.ask(Path("long.jsonl"), rows)
+    flags = ("--datasets", "long.jsonl", "--methods", "prompt_lookup", "--out", "new")
+    assert run(*flags, "--dry-run") == 0
+    notes = [t for t in capfd.readouterr().out.splitlines() if t.startswith("note ")]
+    assert len(notes) == 2
+    assert "skips long question 9 turn 1: turn 1 needs a context of" in notes[0]
+    assert run(*flags) == 0
+    skipped = [r for r in harness.kept("new") if r["status"] != "ok"]
+    assert {(r["prompt_id"], r["turn"], r["status"]) for r in skipped} == {
+        ("9", 1, "skipped"),
+        ("9", 2, "skipped"),
+    }
+    assert all("needs a context of" in r["error"] for r in skipped)
+    assert len(harness.of("new", "prompt_lookup")) == harness.TURNS + 2
+
+
+# What a run says
 
 
 def test_a_normal_run_says_where_its_records_are(capfd: pytest.CaptureFixture[str]) -> None:
@@ -211,16 +454,18 @@ def test_a_normal_run_says_where_its_records_are(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("", "records: new\n")
 
 
-def test_a_hub_id_without_a_network_is_one_line(
-    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("hub_is", ["down", "silent"])
+def test_a_hub_id_without_a_network_is_one_line_within_seconds(
+    hub_is: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert main(["--models", "nobody/nothing", "--datasets", harness.QUESTIONS]) == 2
-    error = capfd.readouterr().err
-    assert error.count("\n") == 1
-    assert "nobody/nothing" in error
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = 9 if hub_is == "down" else silent.getsockname()[1]
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        started = time.monotonic()
+        assert main(["--models", "nobody/nothing", "--datasets", harness.QUESTIONS]) == 2
+        assert time.monotonic() - started < 5
+    (said,) = capfd.readouterr().err.splitlines()
+    assert "nobody/nothing" in said
 
 
 def test_an_unknown_template_is_named() -> None:

@@ -200,7 +200,10 @@ def test_missing_file(tmp_path: Path) -> None:
 
 
 def test_unknown_name_lists_the_sets() -> None:
-    with pytest.raises(UsageError, match=r"unknown question set 'mtbench'.*mini.*mt_bench.*path"):
+    with pytest.raises(
+        UsageError,
+        match=r"unknown question set 'mtbench'.*mini.*mt_bench.*paths.*did you mean 'mt_bench'",
+    ):
         load("mtbench", None)
     with pytest.raises(UsageError, match="unknown question set 'mtbench'"):
         status("mtbench", None)

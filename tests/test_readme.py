@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import re
 import shlex
@@ -16,15 +17,21 @@ import pytest
 from bench.__main__ import COMMANDS, PROG
 from bench.decoding.decoder import Decoder, TargetInfo
 from bench.decoding.drafts import trainable
+from bench.decoding.engines.compile import CompiledTarget
+from bench.decoding.engines.exact import ExactTarget
+from bench.decoding.engines.graph import GraphTarget
 from bench.decoding.engines.registry import ENGINES
+from bench.decoding.sampling import Sampling
 from bench.questions.registry import REGISTRY
 from bench.run import __main__ as run
 from bench.run import methods, plan
 from bench.run.config import RunConfig
+from bench.run.runner import run_turn
 from bench.targets import registry as targets
 from bench.training import distill, train, trees
 from reports.measures.matches import LOSSLESS
 from tests import harness
+from tests.decoding.known import known_predictable
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -99,6 +106,21 @@ def test_the_example_decodes_what_the_reference_does(
     drafted = [r for r in records if r["method"] == NAME]
     assert {r["params"]["k"] for r in drafted} == {4, 8}
     lengths = [length for r in drafted for length in r["accept_lengths"]]
+    assert max(lengths) > 2, "it accepts drafts"
+    assert min(lengths) == 1, "it is wrong at times"
+
+
+@pytest.mark.parametrize("engine", [GraphTarget, CompiledTarget, ExactTarget])
+def test_so_it_does_on_engines_with_static_shapes(
+    example: type[Decoder], engine: type[GraphTarget]
+) -> None:
+    known = known_predictable(kv_heads=2)
+    decoder = example(engine(copy.deepcopy(known.model)), example.settings_type())
+    lengths: list[int] = []
+    for prompt in known.prompts[:2]:
+        turn = run_turn(decoder, prompt, Sampling(), TOKENS, eos_ids=())
+        assert tuple(turn.output_ids) == tuple(known.expected(prompt, TOKENS))
+        lengths += turn.accept_lengths
     assert max(lengths) > 2, "it accepts drafts"
     assert min(lengths) == 1, "it is wrong at times"
 

@@ -71,8 +71,8 @@ def refused(flags: Sequence[str], capfd: pytest.CaptureFixture[str]) -> str:
 
 
 UNTOUCHED = [  # refused before there is a folder, with a fix in every message
-    (["--models", "synthetic:predictible"], "unknown model .*did you mean synthetic:predictable"),
-    (["--models", "nowhere"], "unknown model 'nowhere'.*Known: smollm2-135m, "),
+    (["--models", "synthetic:predictible"], "unknown model .*did you mean 'synthetic:predictable'"),
+    (["--models", "nowhere"], "unknown model 'nowhere'; known are smollm2-135m, "),
     (["--methods", "lookahed"], "unknown method 'lookahed'; did you mean 'lookahead'"),
     (["--methods", "lookahead(m=5)"], "lookahead has no parameter 'm'"),
     (["--methods", "lookahead(n=five)"], "a value of type int is needed"),
@@ -80,7 +80,7 @@ UNTOUCHED = [  # refused before there is a folder, with a fix in every message
     (["--methods", "lookahead(n=5"], r"write name or name\(key=value"),
     (["--methods", "lookahead", "lookahead(n=5)"], "twice"),
     (["--methods", "lookahead", "lookahead"], "--methods names something twice"),
-    (["--datasets", "mini_bench"], "unknown question set 'mini_bench'; did you mean"),
+    (["--datasets", "mini_bench"], "unknown question set 'mini_bench'.*; did you mean"),
     (["--datasets", "none.jsonl"], "cannot read the question set none.jsonl: No such file"),
     (["--datasets"], "--datasets needs at least one value"),
     (["--datasets", "asked.jsonl", "sub/asked.jsonl"], "two question sets are named 'asked'"),
@@ -145,7 +145,7 @@ def without_turns(name: str) -> None:
         (cut, "own.jsonl", [], r"own\.jsonl, line 2: malformed JSON: .* at column \d+"),
         (without_turns, "own.jsonl", [], r"own\.jsonl, line 2: turns must be a list"),
         (Path.touch, "own.jsonl", [], r"own\.jsonl, line 1: the file is empty"),
-        (Path.mkdir, "own.jsonl", [], r"cannot read the question set own\.jsonl: Is a directory"),
+        (Path.mkdir, "own.jsonl", [], r"the question set own\.jsonl is a folder"),
         (harness.ask, "mt_bench.jsonl", [], "has the name of the registered set 'mt_bench'"),
     ],
 )
@@ -333,9 +333,16 @@ def test_a_history_that_lacks_an_answer(
     Path("given.jsonl").write_text(text)
     before = harness.contents(done)
     assert complaint in refused(["--out", "new", "--history", "given.jsonl"], capfd)
-    assert records.read("new") == []
+    assert not Path("new").exists()
+    assert complaint in refused(["--out", "out", "--history", "given.jsonl"], capfd)
     assert harness.contents(done) == before
-    assert "other settings" in refused(["--out", "out", "--history", "given.jsonl"], capfd)
+
+
+def test_a_given_history_is_a_setting(done: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    before = harness.contents(done)
+    Path("given.jsonl").write_bytes((done / "history.jsonl").read_bytes())
+    said = refused(["--out", str(done), "--history", "given.jsonl"], capfd)
+    assert "other settings: history_sha256 (none, now " in said
     assert harness.contents(done) == before
 
 

@@ -56,7 +56,7 @@ def test_an_unknown_name_is_one_line_with_the_registered_names(name: str) -> Non
 
 
 def test_an_unknown_name_shows_close_matches() -> None:
-    with pytest.raises(UsageError, match=r"did you mean smollm2-135m"):
+    with pytest.raises(UsageError, match=r"did you mean 'smollm2-135m'"):
         targets.resolve("smolm2-135m")
 
 

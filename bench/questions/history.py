@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from bench.errors import UsageError
-from bench.files import canonical_sha256, sha256_of_file
+from bench.files import canonical_sha256
 from bench.questions.chat import Message
 from bench.questions.parsing import Question, Questions
 
@@ -60,6 +60,16 @@ class Prompt:
         return canonical_sha256(list(self.ids))
 
 
+def given(path: Path) -> str:
+    """The text of a history file, as the run wrote it: without a byte order mark or carriage
+    returns. UsageError where it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = "it is not UTF-8" if isinstance(error, ValueError) else error.strerror
+        raise UsageError(f"cannot read --history {path}: {why}") from None
+
+
 def read(text: str, origin: str) -> Entries:
     """The lines of a history file. An incomplete last line is left out; any other damaged line is a
     UsageError."""
@@ -71,19 +81,11 @@ def read(text: str, origin: str) -> Entries:
             if entry["status"] == "ok" and not isinstance(entry["text"], str):
                 raise TypeError
             entries[key] = entry
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UsageError(
                 f"{origin} line {number} is not an answer of a run's history; restore the file"
             ) from None
     return entries
-
-
-def sha256(path: Path) -> str:
-    """Of a history file. UsageError where it cannot be read."""
-    try:
-        return sha256_of_file(path)
-    except OSError as error:
-        raise UsageError(f"cannot read --history {path}: {error.strerror}") from None
 
 
 def missing(sets: Iterable[Questions], turns: int | None, model: str, entries: Entries) -> int:
@@ -156,6 +158,14 @@ def rehearse(questions: Questions, turns: int | None, render: Render) -> list[Pr
     before anything is decoded. UsageError for the former."""
     stand_in = {"status": "ok", "text": STAND_IN}
     return list(prompts(questions, turns, "", render, {}, lambda _: stand_in))
+
+
+def lacks(model: str, prompt: Prompt) -> UsageError:
+    """The refusal of a given history without the answer to this turn."""
+    return UsageError(
+        f"--history has no answer of {model} to {prompt.dataset} question {prompt.prompt_id} "
+        f"turn {prompt.turn}; use that run's --turns and --limit"
+    )
 
 
 def _rows(questions: Questions) -> Iterator[Question]:

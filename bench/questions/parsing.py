@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from bench.errors import UsageError
+from bench.errors import UsageError, flat
 from bench.files import sha256_of_bytes
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def _question(line: bytes, where: str) -> Question:
         raise UsageError(f"{where}: not UTF-8; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
         raise UsageError(f"{where}: malformed JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # a number or a nesting beyond any use
+        raise UsageError(f"{where}: malformed JSON: {flat(error)}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{where}: expected a JSON object with question_id, category and turns")
     identity = value.get("question_id")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
+from bench.cli import suggestion
 from bench.errors import UsageError, one_line
 from bench.files import sha256_of_bytes
 from bench.questions import registry
@@ -45,7 +45,7 @@ def load(name_or_path: str, data_dir: Path | None) -> Questions:
 
 def _load_path(name_or_path: str) -> Questions:
     path = Path(name_or_path)
-    if path.name == name_or_path and path.suffix != ".jsonl" and not path.is_file():
+    if path.name == name_or_path and path.suffix != ".jsonl" and not path.exists():
         raise _unknown(name_or_path)
     raw = _read(path)
     registered = registry.REGISTRY.get(path.stem)
@@ -92,11 +92,9 @@ def spread(questions: Questions, limit: int | None) -> Questions:
 
 
 def _unknown(name: str) -> UsageError:
-    close = difflib.get_close_matches(name, registry.REGISTRY, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
     return UsageError(
-        f"unknown question set {name!r}{hint} Known: {', '.join(registry.REGISTRY)};"
-        " or give the path of a JSONL file"
+        f"unknown question set {name!r}; known are {', '.join(registry.REGISTRY)} and paths of "
+        f"JSONL files{suggestion(name, registry.REGISTRY)}"
     )
 
 
@@ -106,6 +104,8 @@ def _unknown(name: str) -> UsageError:
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
+    except IsADirectoryError:
+        raise UsageError(f"the question set {path} is a folder; give a JSONL file") from None
     except OSError as error:
         raise UsageError(f"cannot read the question set {path}: {error.strerror}") from error
 
@@ -122,7 +122,7 @@ def _local(entry: QuestionSet, data_dir: Path | None) -> Path | None:
     if not data_dir.is_dir():
         raise UsageError(f"the data folder {data_dir} does not exist; give another as --data-dir")
     path = data_dir / f"{entry.name}.jsonl"
-    return path if path.is_file() else None
+    return path if path.exists() else None
 
 
 # Downloads, by way of the `datasets` library and its cache

@@ -10,7 +10,7 @@ import yaml
 
 from bench.errors import flat
 
-SHOWN = 3  # differences that a message lists
+SHOWN = 3  # differences whose values a message gives; of others the names alone
 LONGEST = 60  # characters of a value
 PREFIX = "provenance."  # what settings were resolved to
 MISSING = "none"
@@ -31,17 +31,18 @@ def of_settings(before: str, now: str) -> str | None:
     """How two YAML texts of settings differ: `dtype (float32, now bfloat16)`. None: not at all."""
     try:
         known = yaml.safe_load(before)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         return f"its settings cannot be read ({flat(error)})"
+    if not isinstance(known, Mapping):
+        return "its settings cannot be read (no mapping)"
     then, here = dict(_leaves(known)), dict(_leaves(yaml.safe_load(now)))
     found: dict[str, str] = {}
     for path in dict.fromkeys([*here, *then]):
         a, b = then.get(path, MISSING), here.get(path, MISSING)
         if a != b:
             found.setdefault(path.removeprefix(PREFIX), f"{_said(a)}, now {_said(b)}")
-    lines = [f"{name} ({values})" for name, values in found.items()]
-    more = [f"{len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return ", ".join([*lines[:SHOWN], *more]) or None
+    with_values = [f"{name} ({values})" for name, values in found.items()][:SHOWN]
+    return ", ".join([*with_values, *[*found][SHOWN:]]) or None
 
 
 def of_environments(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:

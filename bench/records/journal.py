@@ -272,7 +272,7 @@ class Folder:
                 f"{self.path} holds a run of other settings: {changed}; choose another --out"
             )
         if before is not None and self._newest:
-            began = json.loads(before)
+            began = self._began(before)
             changed = differences.of_environments(began, json.loads(json.dumps(environment)))
             if changed:
                 raise UsageError(
@@ -280,16 +280,35 @@ class Folder:
                 )
             sessions = [*began.get(CONTINUED, []), environment]
             self._environment = _environment({**began, CONTINUED: sessions})
-        elif known is None or before is None or json.loads(before) != environment:
+        elif known is None or before != _environment(environment):
             self.write_once(ENVIRONMENT, _environment(environment))
         self.write_once(name, settings)
 
-    def read(self, name: str) -> str | None:
-        """The text of a file in the folder; None where there is none."""
+    def _began(self, text: str) -> dict[str, Any]:
+        """The environment that the records began with. UsageError where the file is damaged."""
         try:
-            return (self.path / name).read_text(encoding="utf-8")
+            began = json.loads(text)
+            if isinstance(began, dict):
+                return began
+        except (ValueError, RecursionError):
+            pass
+        raise UsageError(
+            f"{self.path / ENVIRONMENT} is damaged; restore the file or choose another --out"
+        )
+
+    def read(self, name: str) -> str | None:
+        """The text of a file in the folder; None where there is none. UsageError where it cannot be
+        read."""
+        path = self.path / name
+        try:
+            return path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return None
+        except (OSError, UnicodeDecodeError) as error:
+            why = "it is not UTF-8" if isinstance(error, ValueError) else error.strerror
+            raise UsageError(
+                f"cannot read {path} ({why}); restore the file or choose another --out"
+            ) from None
 
 
 def _holder(lock: Path) -> str:

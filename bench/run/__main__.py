@@ -64,6 +64,7 @@ def run(plan: Plan) -> int:
     from bench.audit import results
     from bench.records import runs
 
+    plan.fetch()
     with runs.RunFolder(plan.folder) as folder:
         if not plan.config.resume and runs.read(folder.path):
             raise UsageError(

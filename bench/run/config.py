@@ -16,6 +16,7 @@ from bench.cli import (
     chat_template_option,
     check_choices,
     device_option,
+    did_you_mean,
     dtype_option,
     flag,
     option,
@@ -119,7 +120,7 @@ def resolve(
     from_preset: Mapping[str, Any] = {}
     if preset is not None:
         if preset not in presets():
-            raise UsageError(f"unknown preset {preset!r}; choose one of {', '.join(presets())}")
+            raise UsageError(f"unknown preset {preset!r}{did_you_mean(str(preset), presets())}")
         with resources.as_file(resources.files("bench.run.presets") / f"{preset}.yaml") as path:
             from_preset, _ = read_file(path, RunConfig)
     return replace(RunConfig(), **{**from_preset, **from_file, **flags}), provenance

@@ -66,6 +66,9 @@ class FrozenPrompts:
             text = self._path.read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
+        except (OSError, UnicodeDecodeError) as error:
+            why = "it is not UTF-8" if isinstance(error, ValueError) else error.strerror
+            raise UsageError(f"cannot read {self._path} ({why}); restore the file") from None
         whole = text[: text.rfind("\n") + 1]
         if self._keep and whole != text:
             write_text(self._path, whole)
@@ -75,7 +78,7 @@ class FrozenPrompts:
                 prompt = _FrozenPrompt(**json.loads(line))
                 if canonical_sha256(prompt.ids) != prompt.prompt_sha256:
                     raise ValueError
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 raise UsageError(
                     f"{self._path} line {number} is not a prompt of a run; restore the file"
                 ) from None

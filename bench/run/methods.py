@@ -21,7 +21,7 @@ from bench.records.runs import STOCK as STOCK  # methods.STOCK: the one name wit
 
 GROUP = "chimera_bench.decoders"
 
-_CALL = re.compile(r"\s*(\w+)\s*(?:\((.*)\))?\s*", re.DOTALL)
+_CALL = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ class Method:
         """The canonical form, the row's name in the report."""
         return label(self.name, self.params)
 
+
+LARGEST = 2**20  # of a whole number: no vocabulary, tree or table of n-grams is larger
 
 Chosen = Callable[[Method], Mapping[str, Any]]
 """A method as the user gave it -> values for the parameters that the user did not set."""
@@ -182,6 +184,8 @@ def _value(text: str, kind: Any, where: str) -> Any:
         value = kind(text)
         if kind is float and not math.isfinite(value):
             raise ValueError
+        if kind is int and abs(value) > LARGEST:
+            raise UsageError(f"{where}: at most {LARGEST:,} is possible")
         return value
     except (ValueError, KeyError):
         raise UsageError(f"{where}: a value of type {kind.__name__} is needed") from None

@@ -57,10 +57,13 @@ class Plan:
         ]
         _refuse_duplicates("question sets", [questions.name for questions in self.sets])
         preflight.check_files(self.methods, self.targets, config.tree)
+        path = self.config.history
+        self.history = history.given(Path(path)) if path else None
+        answers = None if self.history is None else history.read(self.history, str(path))
         self.notes = [
             note
             for target in self.targets
-            for note in preflight.notes(target, self.config, self.methods, self.sets)
+            for note in preflight.notes(target, self.config, self.methods, self.sets, answers)
         ]
         self.provenance = self._provenance(provenance)
         self._compare(provenance)
@@ -76,7 +79,7 @@ class Plan:
         return TunedParameters(tuned_for, model, config.device)
 
     def _provenance(self, expected: Mapping[str, Any]) -> dict[str, Any]:
-        path = self.config.history
+        given = self.history
         found = {
             "package_version": version(PACKAGE),
             "code": self._code(),
@@ -84,7 +87,7 @@ class Plan:
             "methods": [method.label for method in self.methods],
             "datasets": {questions.name: questions.sha256 for questions in self.sets},
             "prompts": {questions.name: self._size(questions) for questions in self.sets},
-            "history_sha256": history.sha256(Path(path)) if path else None,
+            "history_sha256": sha256_of_bytes(given.encode()) if given is not None else None,
         }
         if (template := chat.source(self.config.chat_template)) is not None:
             found["chat_template_sha256"] = sha256_of_bytes(template.encode())
@@ -145,6 +148,11 @@ class Plan:
                 "history.jsonl as --history"
             )
 
+    def fetch(self) -> None:
+        """Fetches the draft weights that are on the hub, so that a run is refused before the
+        target's weights load. UsageError where that fails."""
+        preflight.fetch(self.methods, self.targets)
+
     @property
     def folder(self) -> Path:
         """`--out`, or a name from the models and the settings, so that the same command continues
@@ -192,10 +200,8 @@ class Plan:
             folder.write_once(chat.FILE, chat.source(template) or "")
         if self.tuned and self.tuned.text:
             folder.write_once(tuned.FILE, self.tuned.text)
-        if self.config.history and folder.read(history.FILE) is None:
-            given = Path(self.config.history).read_text(encoding="utf-8")
-            history.read(given, self.config.history)
-            folder.write_once(history.FILE, given)
+        if self.history is not None and folder.read(history.FILE) is None:
+            folder.write_once(history.FILE, self.history)
 
 
 def _refuse_duplicates(kind: str, names: list[str]) -> None:

@@ -77,6 +77,16 @@ def renderer(loaded: Loaded, max_new_tokens: int) -> Renderer:
     return Renderer.of(loaded.target, loaded.tokenizer, loaded.model.config, max_new_tokens)
 
 
+def check_room(name: str, sets: Sequence[Sequence[Prompt]]) -> None:
+    """UsageError where the target's context has no room for any prompt of the sets."""
+    prompts = [prompt for questions in sets for prompt in questions]
+    if all(prompt.skip for prompt in prompts):
+        raise UsageError(
+            f"{name} can answer no question: {prompts[0].skip}; lower --max-new-tokens or ask "
+            "shorter questions"
+        )
+
+
 class HistoryWriter:
     """Lists a run's prompts and keeps the answers of earlier turns in the run's history.jsonl.
 
@@ -113,8 +123,7 @@ class HistoryWriter:
         """Every turn of the question sets, in order. UsageError, before any answer, where one
         cannot be rendered. `begin` is called when nothing is left to refuse."""
         plain = renderer(self.loaded, self.config.max_new_tokens)
-        for questions in sets:
-            history.rehearse(questions, self.config.turns, plain)
+        check_room(self.name, [history.rehearse(s, self.config.turns, plain) for s in sets])
         turns, entries = self.config.turns, self._entries
         found: list[Prompt] = []
         missing = history.missing(sets, turns, self.name, entries)
@@ -136,10 +145,7 @@ class HistoryWriter:
     def _answer(self, prompt: Prompt) -> HistoryEntry:
         """The reference's greedy answer, appended to the file."""
         if self.config.history is not None:
-            raise UsageError(
-                f"--history has no answer of {self.name} to {prompt.dataset} question "
-                f"{prompt.prompt_id} turn {prompt.turn}; use that run's --turns and --limit"
-            )
+            raise history.lacks(self.name, prompt)
         entry: HistoryEntry = {
             "model": self.name,
             "dataset": prompt.dataset,

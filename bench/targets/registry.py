@@ -4,7 +4,6 @@ A target is a registered name, a folder of a transformers checkpoint, a GGUF fil
 the hub.
 """
 
-import difflib
 import os
 import re
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from bench import hub
+from bench.cli import suggestion
 from bench.decoding.engines import forms
 from bench.decoding.engines.registry import EAGER
 from bench.errors import UsageError, first_line
@@ -160,12 +160,9 @@ def _resolve(name: str) -> Target:
         registered = (target for target in TARGETS.values() if target.location == name)
         new = Target(name, "see its page", None, f"{name} on the hub", "hub", location=name)
         return next(registered, new)
-    close = difflib.get_close_matches(name, TARGETS, n=3)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise UsageError(
-        f"unknown model '{name}'{hint} Known: {', '.join(TARGETS)}; "
-        "or give a folder of a transformers checkpoint, a .gguf file, or a hub id as "
-        "organisation/name"
+        f"unknown model {name!r}; known are {', '.join(TARGETS)}, folders of transformers "
+        f"checkpoints, .gguf files and hub ids (organisation/name){suggestion(name, TARGETS)}"
     )
 
 
@@ -253,6 +250,7 @@ def load(target: Target, device: str, dtype: "torch.dtype") -> Loaded:
     elif target.kind == "hub":
         online = hub.reachable()
         found = _commit(target, online)
+        check(target)  # again: its config may have been fetched just now
         source = loading.Source(target.name, _location(target), found, online)
         model, own = loading.load(source, device, dtype)
     else:

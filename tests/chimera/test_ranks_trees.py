@@ -100,10 +100,16 @@ def test_the_hash_is_that_of_the_paths_kept() -> None:
     ("paths", "match"),
     [
         ([[0, 0], [0]], "comes before its parent"),
-        ([[]], "comes before its parent"),
-        ([[-1]], "comes before its parent"),
+        ([[0], [0]], "comes twice"),
+        ([], "must be a list"),
+        ([[]], "must be a list"),
+        ([[-1]], "must be a list"),
+        ([0], "must be a list"),
         ({"0": 1}, "must be a list"),
-        ([["a"]], "invalid literal"),
+        ([["a"]], "must be a list"),
+        ([[0.5]], "must be a list"),
+        ([[True]], "must be a list"),
+        ([[10**30]], "must be a list"),
     ],
 )
 def test_what_is_no_tree_is_refused(paths: object, match: str, tmp_path: Path) -> None:
@@ -115,7 +121,7 @@ def test_what_is_no_tree_is_refused(paths: object, match: str, tmp_path: Path) -
         static_trees.read(path)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", "not json"])
+@pytest.mark.parametrize("text", ["[]", "{}", "not json", "[" * 100_000])
 def test_a_file_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "tree.json"
     path.write_text(text)

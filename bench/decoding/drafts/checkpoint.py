@@ -16,11 +16,20 @@ from torch import Tensor
 from bench import hub
 
 RANDOM = "random"  # in place of a checkpoint: random weights of the published shape, to time them
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")  # of files with weights
 SHOWN = 4  # names listed in a message
 
 
 class CheckpointError(ValueError):
     """A file that is not a checkpoint, or has another layout or shape; the message is one line."""
+
+
+def on_hub(text: str | None) -> bool:
+    """Whether a checkpoint can only be that of a hub repository."""
+    if text is None or text.count("/") != 1:
+        return False
+    path = Path(text).expanduser()
+    return path.suffix not in SUFFIXES and not path.exists()
 
 
 def locate(text: str, names: Sequence[str]) -> Path:
@@ -32,7 +41,7 @@ def locate(text: str, names: Sequence[str]) -> Path:
     path = Path(os.path.expanduser(text))
     if text and path.exists():
         return path
-    if text.count("/") != 1:
+    if not on_hub(text):
         raise CheckpointError(
             f"{text} is no local file or folder; give one, or a hub id as organisation/name"
         )
@@ -85,6 +94,25 @@ def read(path: Path, prefix: str = "") -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise CheckpointError(f"{path.name} holds {type(loaded).__name__}, not tensors by name")
     return {str(name): value for name, value in loaded.items() if str(name).startswith(prefix)}
+
+
+def check_file(path: Path) -> None:
+    """CheckpointError for a safetensors or torch file that is missing, empty or cut short; reads
+    its header alone."""
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt"):
+                return
+        with path.open("rb") as file:
+            # torch's newer format is a zip archive, whose directory is at the end; the older a
+            # pickle, protocol 2 or later
+            if zipfile.is_zipfile(file) or file.seek(0) or file.read(1) == b"\x80":
+                return
+        raise ValueError("neither a zip archive nor a pickle")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.name} is missing; fetch it") from error
+    except Exception as error:  # safetensors has types of its own
+        raise CheckpointError(f"{path.name} cannot be read ({_line(error)}); fetch it") from error
 
 
 def numbers(where: str, found: Iterable[str], pattern: str) -> int:

@@ -6,18 +6,19 @@ import shlex
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from bench.decoding.decoder import Settings, TargetInfo, TreeDecoder
 from bench.decoding.drafts import static_trees
-from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError
+from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError, check_file, on_hub
 from bench.decoding.drafts.ranks import RankPath
 from bench.decoding.drafts.trainable import Draft
 from bench.decoding.drafts.weights import load_state, read_card, read_draft, shipped
 from bench.decoding.target import TargetModel
+from bench.errors import one_line
 from bench.files import sha256_of_files
 
 Model = TypeVar("Model", bound=Draft)
@@ -61,7 +62,7 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
     def unavailable(cls, target: TargetInfo, settings: Settings) -> str | None:
         name = cls.trained_as
         if settings.checkpoint or shipped(cls.package, name, target.name):
-            return cls._misfit(target, settings.checkpoint)
+            return cls._misfit(target, settings)
         model = shlex.quote(target.argument or target.name)
         folder = target.name.replace("/", "-").replace(":", "-")
         data, out = (shlex.quote(f"{parent}/{folder}") for parent in ("data", "trained"))
@@ -73,22 +74,40 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
         )
 
     @classmethod
-    def _misfit(cls, target: TargetInfo, checkpoint: str | None) -> str | None:
-        """Why weights on this machine cannot be the target's, or None; those of a hub repository
-        are fetched when the draft is loaded."""
-        if checkpoint and (checkpoint == RANDOM or _on_hub(checkpoint)):
+    def _misfit(cls, target: TargetInfo, settings: Settings) -> str | None:
+        """Why weights or a tree on this machine cannot be the target's, or None; weights of a hub
+        repository are fetched when the draft is loaded."""
+        checkpoint = settings.checkpoint
+        if checkpoint == RANDOM or on_hub(checkpoint):
             return None
         try:
             location = cls._locate(target.name, checkpoint)
             if cls.layouts.recognises(location):
-                cls.layouts.files(location)
+                for file in cls.layouts.files(location):
+                    check_file(file)
                 return None
-            size = read_card(location)["config"]["hidden_size"]
-        except (CheckpointError, KeyError, TypeError) as error:
-            return str(error) if isinstance(error, CheckpointError) else f"no card ({error!r})"
-        if target.hidden_size not in (None, size):
-            return _other_size(location, size, target)
+            config = cls._config(location)
+            if target.hidden_size not in (None, config.hidden_size):
+                return _other_size(location, config.hidden_size, target)
+            if settings.tree not in (None, static_trees.PAPER):
+                return static_trees.misfit(Path(settings.tree), config.depth, target.vocab_size)
+        except ValueError as error:  # CheckpointError is one
+            return str(error)
         return None
+
+    @classmethod
+    def _config(cls, path: Path) -> Any:
+        """The settings of the draft in a file that training wrote. CheckpointError where they are
+        another method's."""
+        card = read_card(path)
+        try:
+            with torch.device("meta"):
+                return cls.draft_model.from_dict(card["config"]).config
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{path.name} is no {cls.trained_as} draft (its card says {card.get('method')!r}: "
+                f"{one_line(error)})"
+            ) from error
 
     @classmethod
     def weights_sha256(cls, target: TargetInfo, settings: Settings) -> str | None:
@@ -125,17 +144,21 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
                 draft, self.checkpoint_sha256 = self.load_published(target, location)
             else:
                 draft, vocabulary, tree = self._load_trained(target, location)
+        if settings.tree not in (None, static_trees.PAPER):
+            depth, choices = draft.config.depth, len(vocabulary)
+            if reason := static_trees.misfit(Path(settings.tree), depth, choices):
+                raise CheckpointError(reason)
         draft.to(target.device, target.dtype).requires_grad_(False).eval()
         self.draft_parameters = sum(p.numel() for p in draft.parameters())
         return draft, vocabulary, tree
 
     def _load_trained(self, target: TargetModel, path: Path) -> tuple[Model, Tensor, object]:
+        size = self._config(path).hidden_size
+        if size != target.hidden_size:
+            raise CheckpointError(_other_size(path, size, target))
         saved = read_draft(path)
         self.checkpoint_sha256 = saved.sha256
         draft = self.draft_model.from_dict(saved.config)
-        size = draft.config.hidden_size
-        if size != target.hidden_size:
-            raise CheckpointError(_other_size(path, size, target))
         load_state(draft, saved, path.name)
         return draft, saved.vocabulary, saved.card.get("tree")
 
@@ -148,10 +171,6 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
             settings.tree, own, self.paper_tree, nodes, depth
         )
         return paths
-
-
-def _on_hub(checkpoint: str) -> bool:
-    return checkpoint.count("/") == 1 and not Path(checkpoint).expanduser().exists()
 
 
 def _other_size(path: Path, size: int, target: TargetInfo | TargetModel) -> str:

@@ -11,6 +11,7 @@ from bench import files
 from bench.decoding.drafts.ranks import RankPath
 
 PAPER = "paper"  # names the method's published tree shape
+RANKS = 2**31  # no rank comes near
 
 
 def resolve(
@@ -50,23 +51,49 @@ def shaped(counts: Sequence[int]) -> list[RankPath]:
 def read(path: Path) -> list[RankPath]:
     """The rank paths of a file. ValueError, one line, where it is not a tree."""
     try:
-        return parse(json.loads(path.read_bytes())["paths"])
+        content = files.json_of(path.read_bytes())
+        if not isinstance(content, dict) or "paths" not in content:
+            raise ValueError("there are no paths")
+        return parse(content["paths"])
     except OSError as error:
         raise ValueError(f"cannot read the tree {path}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(
             f'{path} is no tree of the form {{"paths": [[0], [0, 0], ...]}}: {error}'
         ) from None
 
 
 def parse(paths: object) -> list[RankPath]:
-    """Rank paths from JSON. ValueError unless parents come first and ranks are not negative."""
-    if not isinstance(paths, list):
-        raise ValueError("paths must be a list of lists of ranks")
-    parsed = [tuple(int(rank) for rank in path) for path in paths]
+    """Rank paths from JSON. ValueError unless there are any, ranks are whole numbers from 0,
+    parents come first and no path comes twice."""
+    if not isinstance(paths, list) or not paths or not all(map(_is_path, paths)):
+        raise ValueError("paths must be a list of lists of ranks, which count from 0")
+    parsed = [tuple(path) for path in paths]
     known: set[RankPath] = {()}
     for path in parsed:
-        if not path or path[:-1] not in known or min(path) < 0:
+        if path in known:
+            raise ValueError(f"rank path {list(path)} comes twice")
+        if path[:-1] not in known:
             raise ValueError(f"rank path {list(path)} comes before its parent")
         known.add(path)
     return parsed
+
+
+def misfit(path: Path, depth: int, choices: int | None) -> str | None:
+    """Why a file's tree does not fit a draft of `depth` levels with `choices` tokens to rank (None:
+    not known), or None. ValueError, one line, where it is not a tree."""
+    paths = read(path)
+    deepest, highest = max(map(len, paths)), max(map(max, paths))
+    if deepest > depth:
+        return f"{path.name} is {deepest} deep, the draft {depth}; leave out its deeper paths"
+    if choices is not None and highest >= choices:
+        return f"{path.name} has rank {highest}, and ranks go to {choices - 1}; correct the path"
+    return None
+
+
+def _is_path(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(type(rank) is int and 0 <= rank < RANKS for rank in value)
+    )

@@ -38,7 +38,9 @@ def unsupported(config: Any, engine: str) -> str | None:
     if form is None:
         return None
     if EAGER not in form.engines:
-        return f"{form.text} is supported by no engine"
+        return (
+            f"{form.text} is supported by no engine; choose a model that attends to all positions"
+        )
     return f"{form.text} runs on {', '.join(form.engines)} only"
 
 
