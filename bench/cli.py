@@ -43,7 +43,7 @@ def dtype_option(default: str = "auto") -> Any:
     """The field `dtype` of the same commands."""
     return option(
         default,
-        "auto is bfloat16 on a GPU and float32 on a CPU",
+        "auto is bfloat16 on a GPU and on a CPU with AMX or AVX512-BF16, else float32",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
 

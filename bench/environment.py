@@ -38,6 +38,7 @@ PACKAGES = (
 )
 
 
+BFLOAT16_UNITS = frozenset({"amx_bf16", "avx512_bf16"})  # Linux's names of processor features
 OWN = ("baselines", "bench", "chimera")  # packages whose code every record depends on
 
 
@@ -70,14 +71,28 @@ def collect(device: str, extra: Mapping[str, object]) -> dict[str, object]:
 
 
 def settled(device: str, dtype: str) -> tuple[str, str]:
-    """(device, dtype) with "auto" resolved: a GPU where there is one; bfloat16 on a GPU only."""
+    """(device, dtype) with "auto" resolved: a GPU where there is one; bfloat16 on a GPU and on a
+    CPU that multiplies it, else float32. By the processor's flags, not by a measurement: the dtype
+    is part of a run's identity and must not change with the load of the machine."""
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
-        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        fast = device.startswith("cuda") or BFLOAT16_UNITS & cpu_flags()
+        dtype = "bfloat16" if fast else "float32"
     return device, dtype
+
+
+def dtype_reason(device: str) -> str:
+    """What `auto` took as the dtype and why, for a settled device."""
+    dtype = settled(device, "auto")[1]
+    if device.startswith("cuda"):
+        return f"{dtype}, a GPU's default"
+    found = sorted(BFLOAT16_UNITS & cpu_flags())
+    if found:
+        return f"{dtype}, which this processor multiplies fast ({', '.join(found)})"
+    return f"{dtype}: this processor has no fast products in bfloat16 (AMX or AVX512-BF16)"
 
 
 def device_name(device: str) -> str:
@@ -149,12 +164,21 @@ def _mode(enabled: int) -> str:
 
 def cpu_model() -> str:
     """The processor's name; the architecture's where the system gives none."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def cpu_flags() -> frozenset[str]:
+    """The processor's features as Linux names them; empty on another system."""
+    return frozenset(_cpuinfo("flags").split())
+
+
+def _cpuinfo(key: str) -> str:
+    """What Linux says of the first processor, or nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def _device(device: str) -> torch.device:

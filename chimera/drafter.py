@@ -37,6 +37,7 @@ class Drafter:
         self._head = None
         if not model.config.own_heads:
             self._head = target.head().weight[self._vocabulary].contiguous()
+        self._score = None if self._head is None else target.product(self._head)
         self._spare = spare
         self._rows = torch.empty(0)  # keys and values, [2, H, rows, D]
         self._drafted = 0  # rows after the true ones
@@ -185,7 +186,7 @@ class Drafter:
             rotation = encoder.rotation(position)
             _write(into, rows, *encoder.keys_values(encoder.own_context(o), rotation))
         z = self.model.heads(state.expand_as(o), o, level)
-        return z if self._head is None else F.linear(z, self._head)
+        return z if self._score is None else self._score(z)
 
     def _context(self, hidden: Tensor, taps: list[Tensor], rows: Tensor, into: Tensor) -> None:
         """Key and value of true states [n, d] into `rows`, which are their positions."""

@@ -15,11 +15,11 @@ import pytest
 import torch
 import yaml
 
-from bench import cli
+from bench import cli, environment
 from bench.errors import UsageError
 from bench.questions import registry
 from bench.questions.registry import QuestionSet, Source
-from bench.run import config
+from bench.run import config, methods
 from bench.run.__main__ import main
 from bench.run.config import RunConfig
 from bench.targets import synthetic
@@ -371,3 +371,42 @@ def test_run_yaml_and_the_environment_say_what_ran() -> None:
     environment = json.loads(Path("run/environment.json").read_text())
     assert environment["packages"]["torch"]
     assert environment["datasets"] == found["datasets"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "dtype"),
+    [
+        ("fma avx2", "float32"),
+        ("avx2 avx512_bf16", "bfloat16"),
+        ("amx_bf16 amx_tile", "bfloat16"),
+        ("", "float32"),
+    ],
+)
+def test_auto_takes_the_dtype_that_the_processor_multiplies_fast(
+    flags: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "cpu_flags", lambda: frozenset(flags.split()))
+    assert environment.settled("cpu", "auto") == ("cpu", dtype)
+    assert environment.settled("cpu", "float16") == ("cpu", "float16")
+    assert environment.settled("cuda", "auto") == ("cuda", "bfloat16")
+    assert environment.dtype_reason("cpu").startswith(dtype)
+
+
+def test_a_preset_has_methods_for_the_device_and_the_dtype() -> None:
+    chosen = {}
+    for device, dtype in (("cpu", "float32"), ("cpu", "bfloat16"), ("cuda:1", "bfloat16")):
+        flags = {"preset": "quick", "device": device, "dtype": dtype}
+        resolved, _ = config.resolve(flags)
+        assert resolved.engine == ["compile"]
+        chosen[device, dtype] = tuple(resolved.methods)
+        names = [methods.parse(text)[0] for text in resolved.methods]
+        assert {"medusa", "chimera", "chimera_plus"} < set(names)
+        methods.resolve(resolved.methods, [], None)
+    assert len(set(chosen.values())) == 3
+    flags |= {"methods": ["lookahead"]}
+    assert config.resolve(flags)[0].methods == ["lookahead"]
+
+
+def test_a_preset_without_methods_for_a_dtype_takes_the_defaults() -> None:
+    resolved, _ = config.resolve({"preset": "quick", "device": "cpu", "dtype": "float16"})
+    assert resolved.methods == RunConfig().methods

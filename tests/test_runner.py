@@ -491,7 +491,7 @@ def broken(damage: str) -> Any:
 @pytest.mark.parametrize("engine", ["eager", "graph", "compile", "exact"])
 @pytest.mark.parametrize("damage", ["one id", "late layer", "overflow"])
 def test_logits_that_are_not_finite_fail_the_turn(damage: str, engine: str) -> None:
-    target = trial.load(engine)(broken(damage))
+    target = trial.load(engine, "cuda")(broken(damage))
     for decoder in (
         Autoregressive(target, Settings()),
         PromptLookup(target, PromptLookupSettings()),

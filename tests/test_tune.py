@@ -524,6 +524,15 @@ def test_what_is_not_tuned_is_refused_with_the_command(
     assert not Path("out").exists()
 
 
+def test_the_dtypes_that_were_tuned_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    timed(monkeypatch)
+    assert tuned_by("--methods", "dial") == 0
+    assert tuned_run("--methods", "dial", "--dtype", "bfloat16", "--dry-run") == 2
+    assert "(there are some for float32: pass --dtype)" in line_of(capsys)
+
+
 def test_weights_of_another_kind_are_not_taken(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -57,6 +57,7 @@ class Medusa(DraftModelDecoder[MedusaHeads]):
         self.heads, vocabulary, tree = self.load_draft(target, settings)
         self._vocabulary = vocabulary.to(target.device)
         self._head = target.head().weight[self._vocabulary].contiguous()
+        self._score = target.product(self._head)
         paths = self.static_tree(settings, tree, settings.nodes, self.heads.config.depth)
         self.topology = Topology.from_rank_paths(paths, target.device)
         self.width = self.topology.width
@@ -87,7 +88,7 @@ class Medusa(DraftModelDecoder[MedusaHeads]):
         return self._draft()
 
     def _tree(self) -> TokenTree:
-        logits = self._fused() if self.target.fuses else self.heads.logits(self._state, self._head)
+        logits = self._fused() if self.target.fuses else self.heads.logits(self._state, self._score)
         best = self.target.top(logits, self._ranks)[1]
         drafted = self._vocabulary[best[self._depth, self._rank]]
         return TokenTree(torch.cat((self._root, drafted)), self.topology)

@@ -8,7 +8,7 @@ the next one. W_k and b_k are initially zero, so that every head starts as the t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,10 +84,10 @@ class Medusa(Draft):
             states.append(z)
         return torch.stack(states, dim=-2)
 
-    def logits(self, h: Tensor, shared: Tensor) -> Tensor:
-        """[..., K, V'] from h [..., d]; `shared` [V', d] is the LM head if heads lack one."""
+    def logits(self, h: Tensor, shared: Callable[[Tensor], Tensor]) -> Tensor:
+        """[..., K, V'] from h [..., d]; `shared` is the LM head if heads lack one."""
         z = self.states(h)
         if not self.lm_heads:
-            return F.linear(z, shared)
+            return shared(z)
         own = [head(z[..., k, :]) for k, head in enumerate(self.lm_heads)]
         return torch.stack(own, dim=-2)

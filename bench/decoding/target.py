@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from bench.decoding.cache import TreeCache, cache_argument
 from bench.decoding.engines import forms
@@ -156,6 +158,13 @@ class TargetModel(ABC):
     def fuse(self, function: Function) -> Function:
         """`function` of tensors, compiled where the engine compiles."""
         return function
+
+    def product(self, weight: Tensor) -> Callable[[Tensor], Tensor]:
+        """x [..., K] by a draft's matrix [N, K] -> [..., N], as this engine multiplies."""
+        return partial(F.linear, weight=weight)
+
+    def prepare(self, module: nn.Module) -> None:  # noqa: B027
+        """Put a draft's linear layers in the form that this engine multiplies fastest."""
 
     # A step
 

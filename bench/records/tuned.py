@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ TREE = "tuned"  # the value of --tree that asks for these parameters
 FILE = "tuned.json"  # in a run folder: what the run took
 
 SEARCH, FINAL = "search", "final"
+DTYPES = ("float32", "bfloat16", "float16")
 
 Built = TypeVar("Built")
 
@@ -160,6 +161,13 @@ def write(folder: Path, found: Tuned) -> Path:
     except OSError as error:
         raise UsageError(f"cannot write {path} ({error.strerror}); choose another --out") from None
     return path
+
+
+def dtypes(tuned_for: TunedFor, folders: Iterable[Path]) -> list[str]:
+    """The other dtypes for which there are parameters, all else being equal."""
+    candidates = (replace(tuned_for, dtype=name) for name in DTYPES if name != tuned_for.dtype)
+    places = [*folders]
+    return [c.dtype for c in candidates if any((place / c.file).is_file() for place in places)]
 
 
 def find(

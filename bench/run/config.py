@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from bench import environment
 from bench.cli import (
     chat_template_option,
     check_choices,
@@ -34,7 +35,14 @@ class RunConfig:
         ["smollm2-135m"], "target models: registered names, hub ids or paths", metavar="MODEL"
     )
     methods: list[str] = option(
-        ["transformers_generate", "lookahead", "prompt_lookup"],
+        [
+            "transformers_generate",
+            "lookahead",
+            "prompt_lookup",
+            "medusa",
+            "chimera",
+            "chimera_plus",
+        ],
         "decoding methods, with parameters as 'lookahead(n=5,w=7,g=7)'; the reference always runs",
         metavar="METHOD",
     )
@@ -116,11 +124,25 @@ def resolve(
 ) -> tuple[RunConfig, Mapping[str, Any]]:
     """The settings from flags, file and preset, and the file's provenance to check against."""
     from_file, provenance = ({}, {}) if config_file is None else read_file(config_file, RunConfig)
-    preset = flags.get("preset", from_file.get("preset"))
+    given = {**from_file, **flags}
     from_preset: Mapping[str, Any] = {}
-    if preset is not None:
+    if (preset := given.get("preset")) is not None:
         if preset not in presets():
             raise UsageError(f"unknown preset {preset!r}{did_you_mean(str(preset), presets())}")
-        with resources.as_file(resources.files("bench.run.presets") / f"{preset}.yaml") as path:
-            from_preset, _ = read_file(path, RunConfig)
-    return replace(RunConfig(), **{**from_preset, **from_file, **flags}), provenance
+        from_preset = _preset(preset, given)
+    return replace(RunConfig(), **{**from_preset, **given}), provenance
+
+
+def _preset(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A preset's settings: those for every machine, and its own for the kind of device and the
+    dtype of this run, where it has some."""
+    folder = resources.files("bench.run.presets")
+    with resources.as_file(folder / f"{name}.yaml") as path:
+        common, _ = read_file(path, RunConfig)
+    asked = replace(RunConfig(), **{**common, **given})
+    device, dtype = environment.settled(asked.device, asked.dtype)
+    own = folder / name / f"{device.partition(':')[0]}-{dtype}.yaml"
+    if not own.is_file():
+        return common
+    with resources.as_file(own) as path:
+        return common | read_file(path, RunConfig)[0]

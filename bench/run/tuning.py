@@ -73,7 +73,11 @@ class TunedParameters:
         model, machine = self._called
         command = f"python -m bench.tune {model} --methods {names} --engine {self.tuned_for.engine}"
         command += f" {machine}" + (f" --checkpoint {' '.join(weights)}" if weights else "")
-        raise UsageError(f"no tuned parameters of {names} for {self.tuned_for}; run {command}")
+        others = tuned.dtypes(self.tuned_for, (cache(), SHIPPED))
+        there = f" (there are some for {', '.join(others)}: pass --dtype)" if others else ""
+        raise UsageError(
+            f"no tuned parameters of {names} for {self.tuned_for}{there}; run {command}"
+        )
 
     @property
     def text(self) -> str | None:

@@ -150,6 +150,7 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
                 raise CheckpointError(reason)
         draft.to(target.device, target.dtype).requires_grad_(False).eval()
         self.draft_parameters = sum(p.numel() for p in draft.parameters())
+        target.prepare(draft)
         return draft, vocabulary, tree
 
     def _load_trained(self, target: TargetModel, path: Path) -> tuple[Model, Tensor, object]:

@@ -11,33 +11,20 @@ matrix; the modules keep views of it, so no weight is stored twice.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._dynamo import config as dynamo_config
 from torch.nn import functional as F
 
-from bench.decoding.engines import forms, ops, shapes
+from bench.decoding.engines import forms, layers, ops, shapes
 from bench.decoding.engines.buffers import StaticBuffers
 from bench.decoding.engines.graph import GraphTarget
 from bench.decoding.target import Function, Step
 
 # Relative error of a product, one rounding of the norm, the result and the residual each
 PRODUCT_NEAR = {torch.float32: 1e-5, torch.bfloat16: 0.01, torch.float16: 0.002}
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One layer's weights and its part of the cache."""
-
-    attention_norm: Tensor
-    qkv: Tensor  # [(H + 2G) D, d]
-    o: Tensor
-    feed_forward_norm: Tensor
-    gate_up: Tensor  # [2 ffn, d]
-    down: Tensor
 
 
 class CompiledTarget(GraphTarget):
@@ -51,7 +38,7 @@ class CompiledTarget(GraphTarget):
         super().__init__(model, name)
         self._heads: int = self.config.num_attention_heads
         self._eps: float = self.config.rms_norm_eps
-        self._layers = [_layer(layer) for layer in model.base_model.layers]
+        self._layers = [layers.layer(module) for module in model.base_model.layers]
         self._final: Tensor = model.base_model.norm.weight
 
     @classmethod
@@ -165,36 +152,3 @@ class CompiledTarget(GraphTarget):
         if self._whole(x.shape[0], weight):
             return ops.linear(inner, weight, residual=x, fixed=self.exact), None
         return x, ops.parts(inner, weight, fixed=self.exact)
-
-
-def _layer(layer: Any) -> _Layer:
-    attention, mlp = layer.self_attn, layer.mlp
-    return _Layer(
-        attention_norm=layer.input_layernorm.weight,
-        qkv=_joined(attention.q_proj, attention.k_proj, attention.v_proj),
-        o=attention.o_proj.weight,
-        feed_forward_norm=layer.post_attention_layernorm.weight,
-        gate_up=_joined(mlp.gate_proj, mlp.up_proj),
-        down=mlp.down_proj.weight,
-    )
-
-
-@torch.no_grad()
-def _joined(*modules: nn.Linear) -> Tensor:
-    """Their weights as one matrix, of which the modules hold views from now on."""
-    weights = [module.weight for module in modules]
-    rows = [weight.shape[0] for weight in weights]
-    first, starts = weights[0], [0]
-    for count in rows:
-        starts.append(starts[-1] + count * first.shape[1])
-    together = all(
-        weight.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        and weight.storage_offset() == first.storage_offset() + start
-        for weight, start in zip(weights, starts, strict=False)
-    )
-    if together:  # by another engine's target before
-        return first.as_strided((sum(rows), first.shape[1]), first.stride())
-    whole = torch.cat(weights)
-    for module, part in zip(modules, torch.split(whole, rows), strict=True):
-        module.weight = nn.Parameter(part, requires_grad=False)
-    return whole

@@ -172,7 +172,9 @@ class GraphTarget(TargetModel):
 
     def choose_root_width(self) -> None:
         """One token runs in the next width's buffers where that is faster: kernels for a few rows
-        can be, by more than SURELY, for the largest matrices."""
+        can be, by more than SURELY, for the largest matrices; nothing to choose without a GPU."""
+        if not self._replays:
+            return
         one, few = WIDTHS[:2]
         self._widths = WIDTHS
         seconds = {width: self._forward_seconds(width) for width in (one, few)}

@@ -13,5 +13,7 @@ CLASSES = MappingProxyType(
         "exact": "bench.decoding.engines.exact:ExactTarget",
     }
 )
+# where an engine has a form of its own without a GPU
+ON_CPU = MappingProxyType({"compile": "bench.decoding.engines.cpu:CpuTarget"})
 ENGINES = tuple(CLASSES)  # in the order of every table
 EAGER = ENGINES[0]  # runs any model; where another engine cannot run, rows fall back to it

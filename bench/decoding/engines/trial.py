@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.engines.graph import WIDTHS
-from bench.decoding.engines.registry import CLASSES, EAGER
+from bench.decoding.engines.registry import CLASSES, EAGER, ON_CPU
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
 
@@ -30,14 +30,13 @@ NEAR = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.01}
 
 def make(model: Any, name: str, engine: str) -> tuple[TargetModel, str | None]:
     """(target on `engine`, None), or (target on `eager`, why `engine` cannot run here)."""
-    kind = load(engine)
+    kind = load(engine, model.device.type)
     reason = kind.unavailable(model)
     if reason is None:
         target = kind(model, name)
         reason = None if engine == EAGER else trial(target, *_extent(target))
         if reason is None:
-            if target.device.type == "cuda":
-                target.choose_root_width()
+            target.choose_root_width()
             return target, None
     return EagerTarget(model, name), f"{engine} cannot run here: {reason}"
 
@@ -50,9 +49,10 @@ def _extent(target: TargetModel) -> tuple[Sequence[int], Sequence[int]]:
     return WIDTHS[:2], CONTEXTS[:1]
 
 
-def load(engine: str) -> type[TargetModel]:
-    """The engine's class."""
-    module, _, name = CLASSES[engine].partition(":")
+def load(engine: str, device: str) -> type[TargetModel]:
+    """The engine's class on a type of device."""
+    found = CLASSES if device != "cpu" else {**CLASSES, **ON_CPU}
+    module, _, name = found[engine].partition(":")
     kind: type[TargetModel] = getattr(import_module(module), name)
     return kind
 
