@@ -76,6 +76,7 @@ def run(plan: Plan) -> int:
         @functools.cache  # once for all models
         def begin() -> None:
             print(f"plan: {plan.headline()}", file=sys.stderr)
+            print(f"dtype: {plan.chosen}", file=sys.stderr)
 
         rows = [row for target in plan.targets for row in run_target(plan, target, folder, begin)]
         results.write_shallow(folder, rows)

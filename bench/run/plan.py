@@ -40,6 +40,7 @@ class Plan:
     def __init__(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         device, dtype = environment.settled(config.device, config.dtype)
         self.device_name = environment.device_name(device)  # UsageError for a missing device
+        self.chosen = environment.dtype_reason(device) if config.dtype == "auto" else dtype
         self.config = replace(config, device=device, dtype=dtype)
         self.dtype: torch.dtype = getattr(torch, dtype)
         self.targets = [targets.resolve(name, config.chat_template) for name in config.models]
@@ -169,7 +170,7 @@ class Plan:
     def describe(self) -> str:
         """The resolved run, without loading a model."""
         lines = [f"run folder  {self.folder}", f"device      {self.device_name}"]
-        lines.append(f"turns       {self.headline()}")
+        lines += [f"dtype       {self.chosen}", f"turns       {self.headline()}"]
         lines += [f"model       {t.name}: {t.source}, {t.licence}" for t in self.targets]
         lines += [f"method      {method.label}" for method in self.methods]
         lines += self.tuned.describe() if self.tuned else []

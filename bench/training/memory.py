@@ -13,7 +13,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from bench.errors import UsageError
 
 SHARE = 0.7  # of the free memory, for a batch that is chosen; the rest is for what is not counted
-MOST = {"cpu": 128, "cuda": 4096}  # sequences at a time: more of them are not faster
+MOST = {"cpu": 256, "cuda": 4096}  # sequences at a time: an interruption loses a batch
 CGROUP = Path("/sys/fs/cgroup")
 
 

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from bench.decoding.drafts.trainable import Draft, TrainableDraft
+from bench.training.muon import Float32Muon
 
 
 @dataclass(frozen=True)
@@ -96,9 +97,8 @@ def _optimizers(draft: Draft, rates: Rates) -> list[torch.optim.Optimizer]:
     others = [p for p in draft.parameters() if p.dim() != 2]
     found: list[torch.optim.Optimizer] = []
     if matrices:
-        found.append(
-            torch.optim.Muon(matrices, lr=rates.muon, momentum=0.95, weight_decay=0.0, ns_steps=5)
-        )
+        kind = Float32Muon if matrices[0].device.type == "cpu" else torch.optim.Muon
+        found.append(kind(matrices, lr=rates.muon, momentum=0.95, weight_decay=0.0, ns_steps=5))
     if others:
         found.append(torch.optim.AdamW(others, lr=rates.adam, weight_decay=0.0))
     return found

@@ -1,4 +1,4 @@
-"""Training losses."""
+"""Training losses, and the optimiser of matrices on a processor."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from bench.training.losses import distillation_loss, next_token_loss
+from bench.training.muon import Float32Muon
 
 VOCAB, D = 20, 16
 
@@ -56,3 +57,20 @@ def test_the_distillation_loss_by_hand() -> None:
     expected = 2.0 * (0.125 + 2.5) / 2
     loss = distillation_loss(o, h, torch.tensor([2.0, 1.0, 0.0]))
     assert float(loss) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12)])
+def test_muon_in_float32_is_torchs_but_for_rounding(shape: tuple[int, int]) -> None:
+    settings = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.0, "ns_steps": 5}
+    found = []
+    for kind in (Float32Muon, torch.optim.Muon):
+        generator = torch.Generator().manual_seed(0)
+        matrix = torch.nn.Parameter(torch.randn(shape, generator=generator))
+        optimizer = kind([matrix], **settings)
+        for _ in range(3):
+            matrix.grad = torch.randn(shape, generator=generator)
+            optimizer.step()
+        found.append(matrix.detach())
+    own, theirs = found
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    assert (own - theirs).norm() < 0.02 * (theirs - start).norm()

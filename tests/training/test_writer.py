@@ -433,7 +433,7 @@ def test_a_batch_that_does_not_fit_is_refused_before_any_work(
 def test_the_batch_is_chosen_from_free_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)  # noqa: ARG005
-    assert [memory.batch_size(None, each, cpu) for each in (1, 10, 100, 700)] == [128, 64, 4, 1]
+    assert [memory.batch_size(None, each, cpu) for each in (1, 10, 100, 700)] == [256, 64, 4, 1]
     assert memory.batch_size(90, 10, cpu) == 90
     with pytest.raises(UsageError, match="give --batch 64 or leave it out"):
         memory.batch_size(101, 10, cpu)
