@@ -260,7 +260,8 @@ def compare(asked: Question) -> Comparison:
             for tables, engine in zip(sides, asked.engines, strict=True)
         ]
     noise = measure.NOISE if asked.noise is None else asked.noise
-    found = measure.changes(*sides, asked.absolute, noise)
+    a, b = sides
+    found = measure.changes(a, b, asked.absolute, noise)
     if found.rows.empty:
         hint = (
             "" if asked.absolute else ", each with a reference in its own run (or use --absolute)"
@@ -269,7 +270,7 @@ def compare(asked: Question) -> Comparison:
             "the runs have no turn of the same row in common; compare runs of the same models, "
             f"question sets and methods{hint}"
         )
-    plain = [[table[table["reference"]] for table in tables] for tables in sides]
+    plain_a, plain_b = ([t[t["reference"]] for t in tables] for tables in (a, b))
     return Comparison(
         asked,
         {name: str(folder) for name, folder in folders.items()},
@@ -277,7 +278,7 @@ def compare(asked: Question) -> Comparison:
         [notice for page in pages.values() for notice in page.notices],
         comparability.differences([run for page in pages.values() for run in page.runs], together),
         found,
-        found.rows[:0] if asked.engines else measure.changes(*plain, True, noise).rows,
+        found.rows[:0] if asked.engines else measure.changes(plain_a, plain_b, True, noise).rows,
         dict(_failures(sides, found.key)),
     )
 

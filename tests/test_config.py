@@ -395,7 +395,7 @@ def test_auto_takes_the_dtype_that_the_processor_multiplies_fast(
 def test_a_preset_has_methods_for_the_device_and_the_dtype() -> None:
     chosen = {}
     for device, dtype in (("cpu", "float32"), ("cpu", "bfloat16"), ("cuda:1", "bfloat16")):
-        flags = {"preset": "quick", "device": device, "dtype": dtype}
+        flags: dict[str, Any] = {"preset": "quick", "device": device, "dtype": dtype}
         resolved, _ = config.resolve(flags)
         assert resolved.engine == ["compile"]
         chosen[device, dtype] = tuple(resolved.methods)

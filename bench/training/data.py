@@ -103,7 +103,7 @@ class Shards:
 
 
 def _held(count: int, asked: int | None) -> int:
-    """How many of `count` sequences of a length are held out. UsageError for `asked` beyond it."""
+    """How many of `count` sequences of a length are held out. UsageError for none or all."""
     if asked is None:
         return min(max(count // HELD_SHARE, 1), HELD_MOST, max(count - 1, 0))
     if not 1 <= asked < count:

@@ -22,16 +22,16 @@ class Float32Muon(torch.optim.Muon):
         assert closure is None
         for group in self.param_groups:
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, group)
+                if (gradient := parameter.grad) is not None:
+                    self._update(parameter, gradient, group)
 
-    def _update(self, parameter: Tensor, group: dict[str, Any]) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state, momentum = self.state[parameter], group["momentum"]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)
-        average = state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
+        average = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         update = orthogonalised(
-            parameter.grad.lerp(average, momentum), group["ns_coefficients"], group["ns_steps"]
+            gradient.lerp(average, momentum), group["ns_coefficients"], group["ns_steps"]
         )
         rows, columns = parameter.shape
         parameter.add_(update, alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)))

@@ -58,7 +58,8 @@ def sequence_bytes(model: Any, length: int) -> int:
     config = model.config.get_text_config()
     cache = TreeCache.of(config, model.dtype, torch.device("meta"))
     cache.reserve(length)
-    return cache.rows.nbytes + 9 * length + LOGITS * 4 * config.vocab_size
+    logits: int = LOGITS * 4 * config.vocab_size
+    return cache.rows.nbytes + 9 * length + logits
 
 
 def _attend(

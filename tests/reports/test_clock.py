@@ -65,7 +65,7 @@ def test_drift_is_of_the_repeats_without_the_clock() -> None:
 @pytest.mark.parametrize("absolute", [False, True])
 def test_runs_are_compared_without_the_clock(absolute: bool) -> None:
     a, b = frame(clocked_last()), frame(clocked_last())
-    found = changes.changes(a, b, absolute).rows
+    found = changes.changes([a], [b], absolute).rows
     assert set(found["pairs"]) == {8}
     assert found["change"].abs().max() < 1e-9
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -61,7 +63,7 @@ def test_the_distillation_loss_by_hand() -> None:
 
 @pytest.mark.parametrize("shape", [(12, 30), (30, 12)])
 def test_muon_in_float32_is_torchs_but_for_rounding(shape: tuple[int, int]) -> None:
-    settings = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.0, "ns_steps": 5}
+    settings: dict[str, Any] = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.0, "ns_steps": 5}
     found = []
     for kind in (Float32Muon, torch.optim.Muon):
         generator = torch.Generator().manual_seed(0)
@@ -69,7 +71,7 @@ def test_muon_in_float32_is_torchs_but_for_rounding(shape: tuple[int, int]) -> N
         optimizer = kind([matrix], **settings)
         for _ in range(3):
             matrix.grad = torch.randn(shape, generator=generator)
-            optimizer.step()
+            optimizer.step()  # type: ignore[no-untyped-call]
         found.append(matrix.detach())
     own, theirs = found
     start = torch.randn(shape, generator=torch.Generator().manual_seed(0))

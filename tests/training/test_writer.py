@@ -15,11 +15,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from bench import progress
 from bench.errors import UsageError
+from bench.progress import Progress
 from bench.questions import registry
 from bench.questions import sets as prompts
 from bench.targets.synthetic import predictable, tokenizer
-from bench.training import memory, progress
+from bench.training import memory
 from bench.training.conversations import Conversation
 from bench.training.distill import DistillConfig, distill, main
 from bench.training.given import table
@@ -337,7 +339,11 @@ def test_given_prompts_of_every_form(form: str, target: str, tmp_path: Path) -> 
 
 
 def test_every_prompt_is_asked_once_and_repeats_are_dropped(target: str, tmp_path: Path) -> None:
-    rows = [{"prompt": "one"}, {"turns": ["two", "and now?"]}, {"instruction": "one"}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "one"},
+        {"turns": ["two", "and now?"]},
+        {"instruction": "one"},
+    ]
     out = tmp_path / "out"
     distill(config(target, out, prompts=jsonl(tmp_path / "prompts.jsonl", rows), batch=2))
     card = card_of(out)
@@ -524,12 +530,13 @@ def test_an_interrupted_folder_is_continued(
 def test_progress_is_lines_where_there_is_no_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(progress, "MINUTE", 0.0)
-    with progress.bar(2000, 0, "distill", "tokens") as bar:
-        bar.update(1000)
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    with Progress("distill", 2_000_000, "token") as bar:
+        bar.update(1_000_000)
     lines = capsys.readouterr().err
     assert "\r" not in lines
-    assert re.search(r"^distill: 50% of 2.00k tokens, .* left, .*tokens/s$", lines, re.MULTILINE)
+    shown = r"^distill: 1,000,000 of 2,000,000 tokens, [\d,]+ tokens/s, about 1 s left$"
+    assert re.search(shown, lines, re.MULTILINE)
 
 
 def test_a_conversation_of_fewer_turns_ends_with_its_own(model: LlamaForCausalLM) -> None:
