@@ -12,7 +12,9 @@ from reports.page.tables import tables
 
 def section(page: Page) -> Section:
     rows = page.accepted
-    drawing, cut = drawn(with_value(rows, "accepted"), bars.accepted)
+    drawing, cut = drawn(
+        with_value(rows, "accepted"), lambda shown: bars.accepted(shown, page.style)
+    )
     columns = [
         figure("Accepted length", "accepted", "{:.2f}"),
         INTERVAL,

@@ -19,6 +19,7 @@ from reports.page.turns import SEED, Turns
 from reports.read.words import counted
 
 PROMPTS = 40
+SMOKE_PROMPTS = 2  # of a smoke run
 ANSWERS = 6  # of a turn: the reference, the fastest lossless method, others by speedup
 BUDGET = 2_000_000  # bytes of all answers, about
 LIMITS = (20_000, 10_000, 6_000, 4_000, 3_000, 2_000, 1_500, 1_000, 700, 500, 350, 250, 150, 80)
@@ -69,9 +70,9 @@ def fitted(shown: Sequence[ShownTurn]) -> list[ShownTurn]:
 
 def section(page: Page) -> Section:
     """At most PROMPTS turns, chosen by the rule that the lead states."""
-    turns = Turns(page)
+    turns, most = Turns(page), SMOKE_PROMPTS if page.smoke else PROMPTS
     every = [(at, "") for at in range(len(turns))]
-    chosen = every if len(turns) <= PROMPTS else turns.choose(PROMPTS)
+    chosen = every if len(turns) <= most else turns.choose(most)
     shown = [shown_turn(turns, at, reason, ANSWERS) for at, reason in chosen]
     if not shown:
         return Section(ID, TITLE, "", empty="No reference answered anything.")
@@ -119,7 +120,7 @@ def _lead(shown: Sequence[ShownTurn], total: int) -> str:
             "engine and temperature names, by the speedup of its fastest lossless method, the "
             "largest gain, the largest loss (or smallest gain) and the one nearest to the median; "
             "then the earliest first difference of a lossless method, and one drawn at random "
-            f"(seed {SEED}); and so on, in turn, until there are {PROMPTS}"
+            f"(seed {SEED}); and so on, in turn, until there are {len(shown)}"
         )
     most = f", {ANSWERS} answers at most" if any(one.left_out for one in shown) else ""
     cut = [a.limit for one in shown for a in one.answers if a.cut]

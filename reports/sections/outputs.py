@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import pandas as pd
 
-from reports.measures import matches
+from reports.measures import matches, price
 from reports.page import badges
-from reports.page.columns import Column, Detailed, column, figure, words
+from reports.page.columns import INTERVAL, Column, Detailed, column, defined, figure, words
 from reports.page.format import NONE, number, percent, text
 from reports.page.model import Cell, Head, Page, Section, Table, TableRow, Tag
-from reports.page.tables import tables
+from reports.page.tables import plain, tables
 from reports.read.words import counted
 
 EXAMPLES = 20  # of unequal outputs on the page
 
 
 def section(page: Page) -> Section:
-    rows = matches.matches(page.records, page.audited)
+    rows, priced = matches.matches(page.records, page.audited), price.price(page.records)
     columns = [
         Badged("Badge", "badge", lambda row: row["badge"].why, numeric=False),
         column("Match rate", "match_rate", percent),
@@ -35,15 +35,47 @@ def section(page: Page) -> Section:
     return Section(
         "matches",
         "Same output",
-        "Whether a method gives the reference's token ids, and why not where it does not.",
+        " ".join(
+            (
+                "Whether a method gives the reference's token ids, and why not where it does not.",
+                *_prices(priced),
+            )
+        ),
         tables=[
+            *_price(page, priced),
             *tables(page, "Outputs compared with the reference's", rows, columns),
             *_differences(page),
         ],
-        definitions=(*matches.DEFINITIONS, *badges.DEFINITIONS),
+        definitions=(
+            *matches.DEFINITIONS,
+            *badges.DEFINITIONS,
+            *(price.DEFINITIONS if len(priced) else ()),
+        ),
         empty="No good records of any method other than the reference.",
         records=page.good,
     )
+
+
+def _prices(priced: pd.DataFrame) -> Iterator[str]:
+    """What equal ids for certain cost, in a sentence for each setting."""
+    for row in priced.to_dict("records"):
+        yield (
+            f"On engine exact, where all ids are equal, plain decoding takes {row['price']:.2f} "
+            f"times as long as on engine compile ({row['model']}, {row['dataset']}: "
+            f"{row['exact_ms']:.3f} ms a token against {row['compile_ms']:.3f})."
+        )
+
+
+def _price(page: Page, priced: pd.DataFrame) -> list[Table]:
+    columns = [
+        defined(figure("Exact / compile", "price", "{:.2f}×"), "Price of exact"),
+        INTERVAL,
+        figure("Exact, ms/token", "exact_ms", "{:.3f}"),
+        figure("Compile, ms/token", "compile_ms", "{:.3f}"),
+        figure("Questions", "questions", "{:,.0f}"),
+    ]
+    names = ("model", "dataset", "temperature")
+    return plain(page, "Price of exact: plain decoding on both engines", priced, names, columns)
 
 
 class Badged(Column):

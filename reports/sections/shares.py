@@ -15,7 +15,7 @@ from reports.page.tables import tables
 
 def section(page: Page) -> Section:
     rows = page.shares
-    drawing, cut = drawn(with_value(rows, "verify"), bars.shares)
+    drawing, cut = drawn(with_value(rows, "verify"), lambda shown: bars.shares(shown, page.style))
     columns = [
         defined(column("Verification", "verify", percent), "Verification share"),
         Column("95 % interval", "low", _percent_bounds, parts=("low", "high")),
