@@ -7,13 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from reports.read.preparation import REFERENCE_ENGINES
-
 SETTING = ("model", "dataset", "temperature", "dtype", "device", "top_k", "top_p", "max_new_tokens")
 
 
 def throughput(speedups: pd.DataFrame) -> tuple[pd.DataFrame, Sequence[str]]:
-    """(rows, the engines that they have columns of) from the table of `speedup`.
+    """(rows, the engines that they have columns of, fastest first) from the table of `speedup`.
 
     One row for each method in each setting, of all runs together, or of each run where two have the
     same row; the fastest first within a setting. Columns: those of the first such row, and of each
@@ -26,8 +24,8 @@ def throughput(speedups: pd.DataFrame) -> tuple[pd.DataFrame, Sequence[str]]:
     setting = list(SETTING)
     if known.duplicated([*setting, "label", "reference_engine"]).any():
         setting.insert(0, "run")
-    ran = set(known["reference_engine"])
-    engines = [engine for engine in REFERENCE_ENGINES if engine in ran]
+    fastest = known.groupby("reference_engine")["tokens_per_s"].max()
+    engines = list(fastest.sort_values(ascending=False, kind="stable").index)
     lines = []
     for _, group in known.groupby([*setting, "label"], dropna=False, sort=False):
         own = group.set_index("reference_engine")

@@ -46,10 +46,12 @@ def filters(page: Page) -> list[Filter]:
             if value is not None:
                 known[name].setdefault(str(value))
     titles = {name: title for title, name in HEADS.items()}
+    several = {name: list(values) for name, values in known.items() if len(values) > 1}
     return [
-        Filter(
-            name, titles[name], {v: page.style[v].name if name == "label" else v for v in values}
-        )
-        for name, values in known.items()
-        if len(values) > 1
+        Filter(name, titles[name], {value: _shown(page, name, value) for value in values})
+        for name, values in several.items()
     ]
+
+
+def _shown(page: Page, name: str, value: str) -> str:
+    return page.name(value) if name == "label" else value

@@ -56,6 +56,11 @@ class Page:
         labels = {*self.records["label"], *steps, *tuned}
         return looks(short(labels, defaults(self.runs)), [REFERENCE])
 
+    def name(self, label: str) -> str:
+        """What a label is shown as; one of an audit that no record has, as it is."""
+        look = self.style.get(label)
+        return look.name if look else label
+
     def by_speed(self, rows: pd.DataFrame) -> pd.DataFrame:
         """Rows of a table of figures, the fastest first within each panel; those without a speed
         last."""
@@ -114,8 +119,8 @@ class Page:
 @dataclass(frozen=True)
 class Section:
     """One block of the page; `body`: HTML of its own below the lead; `empty` is shown where there
-    are no tables, `details` are folded, as the whole of a `folded` section is; `records`: how many the
-    figure and the tables are made of.
+    are no tables, `details` are folded, and so is a whole section that is `folded`; `records`: how
+    many the figure and the tables are made of.
     """
 
     id: str
@@ -180,7 +185,7 @@ class Table:
         there is no room for them."""
         cells = [(self.heads[at].text, row[at]) for at in self.shown]
         return " · ".join(
-            f"{head} = {cell.text}" if head == "T" else cell.text
+            f"T\u00a0=\u00a0{cell.text}" if head == "T" else cell.text
             for head, cell in cells
             if cell.setting
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -23,6 +24,8 @@ from reports.page.settings import (
 from reports.read.preparation import FLAGS, ROW
 from reports.read.words import counted
 
+LONG = 24  # rows; a longer table opens on a click
+
 
 def tables(page: Page, caption: str, rows: pd.DataFrame, columns: Sequence[Column]) -> list[Table]:
     """One table of the rows: their settings, the method with its tags, the columns; none if empty.
@@ -30,7 +33,23 @@ def tables(page: Page, caption: str, rows: pd.DataFrame, columns: Sequence[Colum
     Rows need the facts that every measure gives them.
     """
     names = [] if rows.empty else _settings(rows)
-    return plain(page, caption, page.by_speed(rows), names, columns, lambda row: tags(page, row))
+    rows = page.by_speed(rows)
+    every = [tags(page, row) for row in rows.to_dict("records") if not row["reference"]]
+    common = shared_tags(every)
+    said = {tag.text for tag in common}
+    found = plain(
+        *(page, caption, rows, names, columns),
+        lambda row: [tag for tag in tags(page, row) if tag.text not in said],
+    )
+    return [replace(table, folded=len(table.rows) > LONG, tags=common) for table in found]
+
+
+def shared_tags(rows: Sequence[Sequence[Tag]]) -> list[Tag]:
+    """Tags that all rows have, where there are several, without the tooltips of single rows."""
+    if len(rows) < 2:
+        return []
+    texts = [{tag.text for tag in own} for own in rows]
+    return [replace(tag, why="") for tag in rows[0] if all(tag.text in own for own in texts)]
 
 
 def plain(
@@ -59,7 +78,7 @@ def plain(
         ]
         line = _greyed(line, lines[-1] if lines else ())
         if marks is not None:
-            name = page.style[row["label"]].name
+            name = page.name(row["label"])
             line.append(Cell(name, row["label"], tags=marks(row), names_row=True))
         lines.append(line + [column.cell(row) for column in filled])
     return [Table(caption, heads, lines)]
@@ -140,7 +159,7 @@ def pivot(
     for line, (_, group) in zip(lines, groups, strict=True):
         found = {whole[at][by]: show(whole[at]) for at in group.index}
         line += [found.get(value, Cell(NONE)) for value, _ in names]
-    return [Table(caption, heads, lines)]
+    return [replace(base, heads=heads, rows=lines)]
 
 
 def faster(row: TableRow) -> Cell:

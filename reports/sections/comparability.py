@@ -22,7 +22,7 @@ def weighing(page: Page) -> list[Difference]:
 
 def summary(found: Sequence[Difference]) -> str:
     """Differences that change figures in one line."""
-    items = list(dict.fromkeys(one.item.removeprefix("setting ") for one in found))
+    items = list(dict.fromkeys(one.item.partition(",")[0] for one in found))
     named, more = items[:NAMED], len(items) - NAMED
     if more > 0:
         named.append(f"{more} more")

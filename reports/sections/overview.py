@@ -21,7 +21,7 @@ from reports.page.format import NONE, bounds, digits, number, parameters, percen
 from reports.page.model import Page, Section, Table, TableRow, Tag
 from reports.page.panels import panels
 from reports.page.settings import ALWAYS, IF_SEVERAL, TITLES, setting
-from reports.page.tables import plain, reference_tag, tags
+from reports.page.tables import plain, reference_tag, shared_tags, tags
 from reports.read.preparation import NAME, ROW
 
 OPEN = 2  # panels that are not folded
@@ -62,8 +62,8 @@ def _rows(page: Page) -> pd.DataFrame:
 
 
 def _ranked(page: Page, rows: pd.DataFrame) -> pd.DataFrame:
-    """A panel's rows, fastest first, with what words and drawings need: `short` names, the `hue` and
-    the `kind` of each row, and `scale`, the speedup at the right end of the bars.
+    """A panel's rows, fastest first, with what words and drawings need: `short` names, the `hue`
+    and the `kind` of each row, and `scale`, the speedup at the right end of the bars.
 
     Kinds: "best", "peer" (not distinguishable from it), "plain", and "aside" for what is never
     called the fastest: the reference, the stock row, lossy rows and those with defects.
@@ -72,7 +72,7 @@ def _ranked(page: Page, rows: pd.DataFrame) -> pd.DataFrame:
     rows["kind"] = ["plain" if _held(page, row) else "aside" for row in _each(rows)]
     rows.loc[rows["peer"] & (rows["kind"] == "plain"), "kind"] = "peer"
     rows.loc[rows["fastest"], "kind"] = "best"
-    rows["short"] = [page.style[label].name for label in rows["label"]]
+    rows["short"] = [page.name(label) for label in rows["label"]]
     rows["hue"] = [page.style[label].colour for label in rows["label"]]
     rows["scale"] = 1.03 * float(max(1.0, rows[["speedup", "high"]].max().max()))
     return rows
@@ -108,7 +108,7 @@ def _panel(page: Page, title: str, rows: pd.DataFrame, folded: bool) -> Table:
         Column("Where the time goes", "verify", _verify, term="Verification share", draw=_stack),
         column("Draft parameters", "draft_parameters", parameters),
     ]
-    shared = _shared([_marks(page, row) for row in _each(rows) if not row["reference"]])
+    shared = shared_tags([_marks(page, row) for row in _each(rows) if not row["reference"]])
     said = {tag.text for tag in shared}
     (table,) = plain(
         page,
@@ -122,14 +122,6 @@ def _panel(page: Page, title: str, rows: pd.DataFrame, folded: bool) -> Table:
     facts = {name: setting(name, first[name]) for name in SETTINGS if name in first}
     facts["engine"] = str(first["reference_engine"])
     return replace(table, lead=verdict(rows), facts=facts, folded=folded, tags=shared)
-
-
-def _shared(marks: Sequence[Sequence[Tag]]) -> list[Tag]:
-    """Marks that all rows have, where there are several, without the tooltips of single rows."""
-    if len(marks) < 2:
-        return []
-    texts = [{tag.text for tag in own} for own in marks]
-    return [replace(tag, why="") for tag in marks[0] if all(tag.text in own for own in texts)]
 
 
 def _leaders(page: Page, ranked: Sequence[pd.DataFrame]) -> list[Table]:

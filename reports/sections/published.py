@@ -35,7 +35,7 @@ def _measured_cells(page: Page, row: TableRow) -> list[Cell]:
     where = ", ".join((*(str(row[name]) for name in names), f"T = {row['temperature']:g}"))
     speed, span = number(row["speedup"], "{:.2f}×"), bounds(row)
     return [
-        Cell(page.style[row["label"]].name, row["label"], tags=tags(page, row), names_row=True),
+        Cell(page.name(row["label"]), row["label"], tags=tags(page, row), names_row=True),
         Cell(where, where),
         Cell(speed, row["speedup"]),
         Cell(span, None if span == NONE else row["low"]),

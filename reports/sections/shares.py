@@ -22,7 +22,6 @@ def section(page: Page) -> Section:
         column("Draft", "draft", percent),
         column("Accept", "accept", percent),
         column("Other", "other", percent),
-        figure("Verify steps", "verify_steps", "{:,.0f}"),
         figure("Verify ms/step", "verify_ms", "{:.2f}"),
         figure("Loop ms/step", "loop_ms", "{:.2f}"),
     ]

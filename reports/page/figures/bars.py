@@ -35,6 +35,7 @@ def speedup(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
             if low == low:  # no interval for the reference and for single questions
                 axes.plot([low, high], [place, place], color=INK, linewidth=1.3)
             end = min(longest, max(value, high)) if high == high else value
+            end = max(end, 1.0)  # right of the line at 1
             axes.text(end + 0.015 * right, place, f"{value:.2f}×", va="center")
         axes.set_xlim(0, right)
         axes.set_xlabel("speedup over autoregressive decoding")
