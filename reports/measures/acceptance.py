@@ -14,7 +14,7 @@ DEFINITIONS: Definitions = (
     (
         "Accepted length",
         "tokens that verify steps emitted divided by verify steps, over all good records: "
-        "prefill's token is not counted, the bonus token of a step is. Plain autoregressive decoding has 1.",
+        "prefill's token is not counted, the bonus token of a step is. Plain decoding has 1.",
     ),
     ("Drafted only", "accepted length minus one: drafted tokens accepted per step."),
     (

@@ -27,7 +27,7 @@ DEFINITIONS: Definitions = (
         "Pairs",
         "records of the method and of the reference that share every setting, the prompt and the "
         "repeat. Stock transformers.generate is paired with the reference on eager, or on the "
-        "first engine that was run. Pairs with a single token on either side are left out and counted. "
+        "first engine that was run. Pairs with one token on either side are left out and counted. "
         "Times are of repeats without the phase clock, which costs time itself; accepted lengths "
         "are of all repeats.",
     ),
@@ -41,6 +41,7 @@ DEFINITIONS: Definitions = (
         "the speedup over pairs in which neither answer repeats itself (repetition at most "
         f"{REPEATING:g}). Loops are easy to draft and flatter every method.",
     ),
+    ("Questions", "how many the pairs cover."),
     ("Median", "of the speedups of single pairs."),
     ("Tokens/s", "tokens after the first per decode second, without the phase clock."),
     ("Draft parameters", "parameters of the draft that the target does not have."),

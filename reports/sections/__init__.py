@@ -64,6 +64,6 @@ SECTIONS = (*OPEN, *FOLDED)
 OF_STUDIES = (cost.section, environment.section)  # on a page without a run
 OF_SMOKE_RUNS = (  # a few answers are not worth more
     *OPEN,
-    *(outputs.section, answers.section, tuning.section, cost.section),
+    *(outputs.section, tuning.section, cost.section),
     *(comparability.section, failures.section, environment.section),
 )

@@ -20,7 +20,6 @@ from reports.read.words import counted
 
 PROMPTS = 40
 ANSWERS = 6  # of a turn: the reference, the fastest lossless method, others by speedup
-SMOKE_PROMPTS, SMOKE_ANSWERS = 1, 3  # of smoke runs
 BUDGET = 2_000_000  # bytes of all answers, about
 LIMITS = (20_000, 10_000, 6_000, 4_000, 3_000, 2_000, 1_500, 1_000, 700, 500, 350, 250, 150, 80)
 
@@ -63,14 +62,13 @@ def fitted(shown: Sequence[ShownTurn]) -> list[ShownTurn]:
 def section(page: Page) -> Section:
     """At most PROMPTS turns, chosen by the rule that the lead states."""
     turns = Turns(page)
-    most, each = (SMOKE_PROMPTS, SMOKE_ANSWERS) if page.smoke else (PROMPTS, ANSWERS)
     every = [(at, "") for at in range(len(turns))]
-    chosen = every if len(turns) <= most else turns.choose(most)
-    shown = [shown_turn(turns, at, reason, each) for at, reason in chosen]
+    chosen = every if len(turns) <= PROMPTS else turns.choose(PROMPTS)
+    shown = [shown_turn(turns, at, reason, ANSWERS) for at, reason in chosen]
     if not shown:
         return Section(ID, TITLE, "", empty="No reference answered anything.")
     shown = fitted(shown)
-    return made(page, shown, _lead(shown, len(turns), each))
+    return made(page, shown, _lead(shown, len(turns)))
 
 
 def made(page: Page, shown: Sequence[ShownTurn], lead: str) -> Section:
@@ -103,7 +101,7 @@ def _panels(page: Page, shown: Sequence[ShownTurn]) -> list[tuple[str, list[Show
     ]
 
 
-def _lead(shown: Sequence[ShownTurn], total: int, each: int) -> str:
+def _lead(shown: Sequence[ShownTurn], total: int) -> str:
     """The rule by which turns were chosen, and what is shown of them."""
     if len(shown) == total:
         which = f"All {counted(total, 'turn')}"
@@ -114,7 +112,7 @@ def _lead(shown: Sequence[ShownTurn], total: int, each: int) -> str:
             "lossless method, the earliest first difference of a lossless method, and one drawn at "
             f"random (seed {SEED})"
         )
-    most = f", {each} answers at most" if any(one.left_out for one in shown) else ""
+    most = f", {ANSWERS} answers at most" if any(one.left_out for one in shown) else ""
     cut = [a.limit for one in shown for a in one.answers if a.cut]
     shortened = f" Answers are cut after {cut[0]:,} characters." if cut else ""
     return (

@@ -8,6 +8,7 @@ import pandas as pd
 
 from reports.page.format import NONE, bounds, digits, listed
 from reports.page.model import Card, Page, TableRow
+from reports.page.shown_turns import COMMAND
 from reports.read.preparation import TUNING
 from reports.read.words import counted
 
@@ -15,7 +16,7 @@ NOT_REPORTED = "The weights are random: only costs and shares are measured"
 
 
 def smoke(page: Page) -> list[str]:
-    """The notice above a page of smoke runs, one line for each run."""
+    """The notice above a page of smoke runs: a line for each run, and what the page leaves out."""
     lines = []
     for run in page.runs:
         if run.settings.get("preset") != "quick":
@@ -34,6 +35,8 @@ def smoke(page: Page) -> list[str]:
         lines.append(
             f"A smoke run{name}: {size}. It shows that the suite works; it is no benchmark result."
         )
+    if page.smoke:
+        lines.append(f"Finer sections are left out. Answers step by step: {COMMAND} RUN PROMPT_ID")
     return lines
 
 

@@ -84,12 +84,12 @@ def _equal(row: TableRow) -> str:
 
 
 class Badged(Column):
-    """A column of badges, each with its reason below."""
+    """A column of badges, those that prove nothing with their reason below."""
 
     def cell(self, row: TableRow) -> Cell:
         badge = row[self.key]
         mark = Tag(badge.text, badge.kind, why=badge.why)
-        return Cell("", badge.text, detail=badge.why, tags=[mark])
+        return Cell("", badge.text, detail="" if badge.kind == "good" else badge.why, tags=[mark])
 
 
 def _reruns(row: TableRow) -> str:

@@ -192,7 +192,7 @@ def _lead(shown: Sequence[Table]) -> Markup | str:
         return "Which method is fastest, and where the time goes."
     words = (
         "Fastest first. A bar is the speedup over plain decoding on the same engine (dotted line: "
-        "1×), its whisker the 95 % interval."
+        "the same speed), its whisker the 95 % interval."
     )
     phases = [Key(phase, PHASE_COLOURS[phase]) for phase in ORDER]
     return Markup("{}{}").format(words, legend(phases, "Where the time goes"))
