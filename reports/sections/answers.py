@@ -30,7 +30,8 @@ DEFINITIONS: Definitions = (
         "the text that one verify step emitted; its colour and number say how many tokens these "
         "are. The framed block at the start is prefill's token; a dot is a block without text.",
     ),
-    ("Nodes, depth", "drafted for the step, the root not counted, and levels below the root."),
+    ("Nodes", "drafted for the step, the root not counted."),
+    ("Depth", "levels drafted below the root."),
     ("Times", "of the step in microseconds: draft + verify + accept + other."),
     (
         "First difference",

@@ -14,8 +14,8 @@ from reports.page.tables import tables
 
 
 def section(page: Page) -> Section:
-    rows = page.shares
-    drawing, cut = drawn(with_value(rows, "verify"), lambda shown: bars.shares(shown, page.style))
+    rows = with_value(page.shares, "verify")
+    drawing, cut = drawn(rows, lambda shown: bars.shares(shown, page.style))
     columns = [
         defined(column("Verification", "verify", percent), "Verification share"),
         Column("95 % interval", "low", _percent_bounds, parts=("low", "high")),

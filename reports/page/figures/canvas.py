@@ -22,7 +22,7 @@ from reports.page.figures.svg import svg
 
 Drawn = TypeVar("Drawn")
 
-NAME_WIDTH, NAME_LINES = 22, 4  # characters and lines of a row's name
+NAME_WIDTH, NAME_LINES = 25, 4  # characters and lines of a row's name
 
 _KEY = Markup(
     '<li class="key"><svg viewBox="-6 -6 12 12" aria-hidden="true"><path d="{}" fill="{}"/></svg>'
