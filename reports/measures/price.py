@@ -26,8 +26,9 @@ DEFINITIONS: Definitions = (
 def price(records: pd.DataFrame) -> pd.DataFrame:
     """One row for each setting in which the reference ran on both engines: exact_ms and compile_ms
     a token, price (their ratio), low, high, and how many questions they share."""
-    names = [*SETTING, *TURN, "engine"]
-    timed = good(records).join(records[[name for name in names if name not in good(records)]])
+    known = good(records)
+    more = [name for name in (*SETTING, *TURN, "engine") if name not in known]
+    timed = known.join(records[more])
     timed = timed[timed["reference"] & timed["timed"] & (timed["tokens"] > 0)]
     one, other = (
         timed[timed["engine"] == engine].drop_duplicates([*SETTING, *TURN], keep="last")
