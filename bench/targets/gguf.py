@@ -209,7 +209,6 @@ def _byte_level(fields: Fields) -> Tokenizer | None:
     merges = [tuple(pair.split(" ")) for pair in fields["tokenizer.ggml.merges"]]
     core = Tokenizer(models.BPE(vocab=ids, merges=merges))
     core.decoder = decoders.ByteLevel()
-    split: pre_tokenizers.PreTokenizer
     match fields.get("tokenizer.ggml.pre"):
         case "smollm":
             steps: list[PreTokenizer] = [

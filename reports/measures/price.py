@@ -40,7 +40,7 @@ def price(records: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     groups = both.groupby(list(SETTING), dropna=False, sort=False)
     found = estimates(
-        groups.ngroup().to_numpy(dtype=np.int64),
+        np.asarray(groups.ngroup(), dtype=np.int64),
         pd.factorize(both["prompt_id"].astype(str))[0].astype(np.int64),
         both["repeat"].to_numpy(dtype=np.int64),
         both[list(SIDES)].to_numpy(dtype=np.float64),

@@ -38,8 +38,8 @@ def _of_run(settings: Mapping[str, Any]) -> Iterator[Parameter]:
     for text in _texts(provenance.get("methods")):  # the same methods in the same order
         method, resolved = parameters(text)
         if asked[method]:
-            given = {part.partition("=")[0].strip() for part in asked[method].pop(0)}
-            yield from ((method, p) for p in resolved if p.partition("=")[0] not in given)
+            named = {part.partition("=")[0].strip() for part in asked[method].pop(0)}
+            yield from ((method, p) for p in resolved if p.partition("=")[0] not in named)
 
 
 def _texts(values: Any) -> list[str]:

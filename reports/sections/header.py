@@ -129,7 +129,7 @@ def _speed(row: TableRow) -> str:
 
 
 def _where(page: Page, row: TableRow) -> str:
-    span = "" if pd.isna(row["low"]) else f"; 95\u00a0% interval of the speedup {bounds(row)}"
+    span: str = "" if pd.isna(row["low"]) else f"; 95\u00a0% interval of the speedup {bounds(row)}"
     where = f"{row['dataset']}, engine {row['engine']}, T\u00a0=\u00a0{row['temperature']:g}"
     return f"{page.style[row['label']].name} on {where}{span}"
 

@@ -5,6 +5,7 @@ significance, tokens/s by model, engine and method, and where the time goes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from dataclasses import replace
 
 import pandas as pd
@@ -154,9 +155,9 @@ def _throughput(page: Page) -> list[Table]:
         Detailed(
             engine,
             engine,
-            lambda row, engine=engine: digits(row[engine]),
+            partial(_rate, engine),
             term="Tokens/s",
-            below=lambda row, name=f"{engine}_speedup": number(row[name], "{:.2f}×"),
+            below=partial(_ratio, engine),
         )
         for engine in engines
     ]
@@ -320,3 +321,11 @@ def _stack(row: TableRow) -> Markup:
     drawn = Markup('<svg class="stack" role="img" aria-label="{0}"><title>{0}</title>{1}</svg>')
     words = ", ".join(f"{phase} {percent(row[phase])}" for phase in ORDER)
     return drawn.format(words, Markup("").join(parts))
+
+
+def _rate(engine: str, row: TableRow) -> str:
+    return digits(row[engine])
+
+
+def _ratio(engine: str, row: TableRow) -> str:
+    return number(row[f"{engine}_speedup"], "{:.2f}×")

@@ -46,7 +46,7 @@ SHARED: Record = {
 
 def smoke_run(folder: Path) -> Path:
     """The run folder, audited."""
-    settings = {
+    settings: dict[str, Any] = {
         "models": ["smollm2-135m"],
         "methods": list(ASKED),
         "datasets": ["mini"],
@@ -91,7 +91,7 @@ def smoke_run(folder: Path) -> Path:
         "float32_matmul_precision": "highest",
         "datasets": {"mini": "cd" * 32},
         "dtype": "torch.bfloat16",
-        "code": settings["provenance"]["code"],
+        "code": provenance["code"],
     }
     write_run(
         folder,

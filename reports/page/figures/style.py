@@ -86,4 +86,5 @@ def shades(hue: str, count: int) -> list[str]:
 def _mixed(hue: str, share: float) -> str:
     """A colour mixed with a share of white, or of black where the share is below 0."""
     other = 1.0 if share > 0 else 0.0
-    return to_hex([part + (other - part) * abs(share) for part in to_rgb(hue)])
+    red, green, blue = (part + (other - part) * abs(share) for part in to_rgb(hue))
+    return to_hex((red, green, blue))
