@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from transformers.utils import generic
 
 from baselines.autoregressive import Autoregressive
 from bench.audit import forced
@@ -304,6 +305,16 @@ def test_forced_logits_are_those_of_one_forward(
     assert forced.misses(target.model, PROMPT, ids[3:]) == 0
     wrong = [*ids[3:10], (ids[10] + 1) % VOCAB]
     assert forced.misses(target.model, PROMPT, wrong) == 1
+
+
+def test_forced_forwards_make_no_library_warn(
+    target: TargetModel, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    said: list[object] = []
+    monkeypatch.setattr(generic.logger, "warning_once", said.append)
+    assert len(list(forced.chunks(target.model, PROMPT, 1))) == 1
+    assert said == []
+    assert recwarn.list == []
 
 
 def test_float64_is_a_separate_model(target: TargetModel) -> None:

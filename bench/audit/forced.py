@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from bench.decoding.cache import cache_argument
 
@@ -16,7 +17,7 @@ CHUNK = 512  # tokens of a forward; bounds the memory of the logits
 def chunks(model: Any, ids: Sequence[int], keep: int) -> Iterator[Tensor]:
     """The logits after each of the last `keep` ids, [m, V] a chunk."""
     first, end = len(ids) - keep, 0
-    cache: dict[str, Any] = {}
+    cache = {cache_argument(model): DynamicCache(config=model.config.get_text_config())}
     with torch.inference_mode():
         for part in torch.split(torch.tensor(ids, device=model.device), CHUNK):
             end += len(part)
@@ -24,7 +25,6 @@ def chunks(model: Any, ids: Sequence[int], keep: int) -> Iterator[Tensor]:
             output = model(
                 input_ids=part[None], use_cache=True, logits_to_keep=max(kept, 1), **cache
             )
-            cache = {cache_argument(model): output.past_key_values}
             if kept:
                 yield output.logits[0, -kept:]
 
