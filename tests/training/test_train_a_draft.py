@@ -133,7 +133,7 @@ def test_the_command_for_a_missing_draft_can_be_pasted(given: str) -> None:
     found = re.search(r"run `(.*)`, then pass --checkpoint (\S+)$", reason)
     assert found is not None
     steps = [shlex.split(part) for part in found[1].split(" && ")]
-    assert [step[step.index("--model") + 1] for step in steps] == [given] * 2
+    assert [step[step.index("--models") + 1] for step in steps] == [given] * 2
     method, _, weights = found[2].partition("=")
     assert method == "medusa_typical"
     if path.is_dir():
