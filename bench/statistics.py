@@ -24,13 +24,10 @@ LEVEL = 0.95
 SAME = 1e-9  # figures nearer to 1 than this are 1: it is how floats add up
 
 METHOD = (
-    f"Bootstrap in two stages, {RESAMPLES:,} resamples, seed {SEED}: questions are drawn with "
-    "replacement, then repeats within each drawn question; a method's record and the reference's "
-    "of the same question, turn and repeat stay together. The interval holds the middle 95 % of "
-    "the resampled figures, on a logarithmic scale, after their spread is set to the standard "
-    "error of a jackknife over questions (a second draw counts the repeats' noise twice) and to "
-    "Student's t with one degree of freedom less than there are questions (few questions make a "
-    "plain bootstrap too narrow). None for a single question."
+    f"Bootstrap of {RESAMPLES:,} resamples: questions are drawn with replacement, then repeats of "
+    "each; pairs stay together. The spread, on a logarithmic scale, is set to a jackknife's "
+    "standard error and to Student's t, as plain bootstraps of few questions are too narrow. None "
+    "for a single question."
 )
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -117,13 +118,18 @@ def load(folders: Sequence[Path]) -> Page:
 def render(page: Page, makers: Sequence[Callable[[Page], Section]] = ()) -> str:
     """The page as one HTML text, with the sections of `makers` or, where it is empty, with all."""
     environment = rendering.environment()
-    environment.filters |= {"csv": csv.download, "anchor": glossary.anchor}
+    environment.filters |= {
+        "csv": csv.download,
+        "anchor": glossary.anchor,
+        "facts": filters.facts,
+    }
     table = page.records
     models = dict.fromkeys([*table["model"], *(record["model"] for record in page.costs)])
     versions = [*table["package_version"], *(record["package_version"] for record in page.costs)]
     good = [*table["ok"], *(record["status"] == "ok" for record in page.costs)]
     study = bool(page.costs) and table.empty
-    makers = makers or (sections.OF_STUDIES if study else sections.SECTIONS)
+    makers = makers or _usual(page, study)
+    weighing = comparability.weighing(page)
     shown = [s for s in _made(page, makers) if s.tables or s.body or s.empty]
     return environment.get_template("report.html.j2").render(
         title=": ".join(filter(None, ("Decoding benchmark", ", ".join(models)))),
@@ -132,7 +138,8 @@ def render(page: Page, makers: Sequence[Callable[[Page], Section]] = ()) -> str:
         script=rendering.assets("script.js", "answers.js"),
         smoke=header.smoke(page),
         notes=[*header.notes(page), *page.notices],
-        warnings=comparability.notes(page),
+        warnings=weighing,
+        warned=comparability.summary(weighing) if weighing else "",
         compared=next((s.id for s in shown if s.id == "comparability"), None),
         cards=cost.cards(page) if study else header.cards(page),
         sections=shown,
@@ -145,6 +152,12 @@ def render(page: Page, makers: Sequence[Callable[[Page], Section]] = ()) -> str:
     )
 
 
+def _usual(page: Page, study: bool) -> Sequence[Callable[[Page], Section]]:
+    if study:
+        return sections.OF_STUDIES
+    return sections.OF_SMOKE_RUNS if page.smoke else sections.SECTIONS
+
+
 def _made(page: Page, makers: Sequence[Callable[[Page], Section]]) -> list[Section]:
     """The sections, every other one made by a second process where there are many records."""
     large = len(page.records) > LARGE
@@ -155,7 +168,11 @@ def _made(page: Page, makers: Sequence[Callable[[Page], Section]]) -> list[Secti
         lambda: [make(page) for make in makers[1::2]],
         worth_it=large,
     )
-    return [*chain.from_iterable(zip(first, second, strict=False)), *first[len(second) :]]
+    made = [*chain.from_iterable(zip(first, second, strict=False)), *first[len(second) :]]
+    return [
+        replace(section, folded=make in sections.FOLDED and make is not makers[0])
+        for section, make in zip(made, makers, strict=True)
+    ]
 
 
 def write(out: Path, text: str, flag: str = "--out") -> None:

@@ -33,8 +33,8 @@ What changed between two runs, A and B, or between two engines.
 Compared are the turns that both have. A row is called slower or faster where Student's t, corrected
 by Holm's method for all rows, gives p < 0.05: at most one comparison in twenty of runs that did not
 change calls any row so. The noise it allows for is that between questions, between repeats, and
-between runs. The last cannot be seen in one run of each state: a standard deviation of 1 % is taken
-(--noise). On a machine that is less steady, measure it with further runs: --also-a, --also-b.
+between runs. The last cannot be seen in one run of each state: a standard deviation of 1.5 % is
+taken (--noise). On a machine that is less steady, measure it with further runs: --also-a, --also-b.
 Repeats (bench.run --repeats 3) show drift within a run; a single one cannot."""
 MEASURES = {
     False: "time per token divided by that of the run's own reference in the same turn and repeat "
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m reports.compa
     parser.add_argument(
         "--noise",
         metavar="SHARE",
-        help="standard deviation of a row's change between two runs of one state (default: 1%%)",
+        help="standard deviation of a row's change between two runs of one state (default: 1.5%%)",
     )
     parser.add_argument(
         "--fail-slower",
@@ -259,9 +259,9 @@ def compare(asked: Question) -> Comparison:
             [_on(table, engine, asked.engines, known) for table in (tables or sides[0])]
             for tables, engine in zip(sides, asked.engines, strict=True)
         ]
+    before, after = sides
     noise = measure.NOISE if asked.noise is None else asked.noise
-    a, b = sides
-    found = measure.changes(a, b, asked.absolute, noise)
+    found = measure.changes(before, after, asked.absolute, noise)
     if found.rows.empty:
         hint = (
             "" if asked.absolute else ", each with a reference in its own run (or use --absolute)"
@@ -270,7 +270,7 @@ def compare(asked: Question) -> Comparison:
             "the runs have no turn of the same row in common; compare runs of the same models, "
             f"question sets and methods{hint}"
         )
-    plain_a, plain_b = ([t[t["reference"]] for t in tables] for tables in (a, b))
+    plain = [[table[table["reference"]] for table in tables] for tables in (before, after)]
     return Comparison(
         asked,
         {name: str(folder) for name, folder in folders.items()},
@@ -278,7 +278,7 @@ def compare(asked: Question) -> Comparison:
         [notice for page in pages.values() for notice in page.notices],
         comparability.differences([run for page in pages.values() for run in page.runs], together),
         found,
-        found.rows[:0] if asked.engines else measure.changes(plain_a, plain_b, True, noise).rows,
+        found.rows[:0] if asked.engines else measure.changes(plain[0], plain[1], True, noise).rows,
         dict(_failures(sides, found.key)),
     )
 

@@ -451,7 +451,10 @@ def test_a_normal_run_says_where_its_records_are(capfd: pytest.CaptureFixture[st
     name = saved()
     capfd.readouterr()
     assert run("--models", name, "--out", "new", "--turns", "1") == 0
-    assert capfd.readouterr() == ("", "records: new\n")
+    shown = capfd.readouterr()
+    heads = [line.partition(":")[0] for line in shown.err.splitlines()]
+    assert (shown.out, heads) == ("", ["plan", "dtype", name, "records"])
+    assert shown.err.endswith("records: new\n")
 
 
 @pytest.mark.parametrize("hub_is", ["down", "silent"])

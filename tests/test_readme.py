@@ -34,14 +34,19 @@ from tests import harness
 from tests.decoding.known import known_predictable
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+DRAFTS = "docs/train-a-draft.md"  # tests/training runs its commands
 DOCUMENTS = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "chimera/README.md"),
-    *("docs/performance.md", "docs/engine-log.md"),
+    *sorted(f"docs/{p.name}" for p in (ROOT / "docs").glob("*.md") if p.name not in DRAFTS),
 )
-WITH_LINKS = (*DOCUMENTS, "docs/train-a-draft.md")
+WITH_LINKS = (*DOCUMENTS, DRAFTS)
+README_WORDS = 1500  # most
 OWN = ("baselines", "chimera")  # packages whose methods the README lists
 TOKENS = 40
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -71,14 +76,18 @@ def sessions() -> list[list[str]]:
 
 
 BENCH = [*commands("bench.run"), *(words[1:] for words in sessions() if words[0] == "bench")]
-EXAMPLE = next(code for code in blocks(README, "python") if "(TreeDecoder)" in code)
-PACKAGE = tomllib.loads(next(t for t in blocks(README, "toml") if methods.GROUP in t))
+EXAMPLE = next(
+    code for code in blocks(text_of("docs/add-a-decoder.md"), "python") if "(TreeDecoder)" in code
+)
+PACKAGE = tomllib.loads(
+    next(t for t in blocks(text_of("docs/add-a-decoder.md"), "toml") if methods.GROUP in t)
+)
 ((NAME, VALUE),) = PACKAGE["project"]["entry-points"][methods.GROUP].items()
 
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Decoder]:
-    """The README's decoder, installed by the entry point that the README gives it."""
+    """The documented decoder, installed by the entry point that the document gives it."""
     module, _, name = VALUE.partition(":")
     (tmp_path / f"{module}.py").write_text(EXAMPLE, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -204,7 +213,7 @@ def test_links_lead_somewhere(document: str, link: str) -> None:
 def test_what_can_be_chosen_is_listed() -> None:
     own = {n for n, point in methods.discover().items() if point.value.split(".")[0] in OWN}
     for name in {*own, methods.STOCK, *ENGINES, *targets.TARGETS, *REGISTRY}:
-        assert f"`{name}`" in README
+        assert f"`{name}`" in text_of("docs/running.md")
 
 
 def own_drafts() -> set[str]:
@@ -225,9 +234,17 @@ def test_ablations_are_described_and_keep_their_parameters() -> None:
 
 def test_question_sets_have_their_sizes() -> None:
     for name, entry in REGISTRY.items():
-        row = next(line for line in README.splitlines() if line.startswith(f"| `{name}`"))
+        row = next(
+            line
+            for line in text_of("docs/running.md").splitlines()
+            if line.startswith(f"| `{name}`")
+        )
         assert row.split("|")[2].split(",")[0].strip() == str(entry.questions)
 
 
 def test_lossless_is_defined_in_the_words_of_the_report() -> None:
-    assert f"- **Lossless**: {LOSSLESS}" in " ".join(README.split())
+    assert f"- **Lossless**: {LOSSLESS}" in " ".join(text_of("docs/definitions.md").split())
+
+
+def test_the_readme_is_short() -> None:
+    assert len(text_of("README.md").split()) <= README_WORDS

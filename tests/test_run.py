@@ -412,12 +412,13 @@ def test_a_run_is_complete_and_quiet(whole: Path, capfd: pytest.CaptureFixture[s
     assert run("--out", "out") == 0
     shown = capfd.readouterr()
     assert shown.out == ""
-    plan, estimate, last = shown.err.splitlines()
+    plan, dtype, estimate, last = shown.err.splitlines()
     assert (plan, last) == (PLAN, "records: out")
+    assert dtype.startswith("dtype: ")
     assert re.match(TOLD, estimate)
     assert run("--out", "out") == 0
     done = f"synthetic:predictable: {DONE}of {DONE}turns done already"
-    assert capfd.readouterr().err.splitlines() == [PLAN, done, "records: out"]
+    assert capfd.readouterr().err.splitlines() == [PLAN, dtype, done, "records: out"]
 
 
 def test_a_run_says_how_long_it_takes_after_the_first_turns(
@@ -425,14 +426,14 @@ def test_a_run_says_how_long_it_takes_after_the_first_turns(
 ) -> None:
     flags = ("--turns", "1", "--limit", "2", "--methods", "prompt_lookup", "--out", "out")
     assert run(*flags) == 0
-    plan, estimate, last = capfd.readouterr().err.splitlines()
+    plan, _, estimate, last = capfd.readouterr().err.splitlines()
     assert (plan, last) == ("plan: 8 turns on 1 model", "records: out")
     assert re.match(TOLD, estimate)
     assert " 6 turns left" in estimate
     lines = Path("out/records.jsonl").read_bytes().splitlines(keepends=True)
     Path("out/records.jsonl").write_bytes(b"".join(lines[:-3]))
     assert run(*flags) == 0
-    plan, done, estimate, _ = capfd.readouterr().err.splitlines()
+    plan, _, done, estimate, _ = capfd.readouterr().err.splitlines()
     assert plan == "plan: 8 turns on 1 model"
     assert done == "synthetic:predictable: 5 of 8 turns done already"
     assert re.match(TOLD, estimate)
@@ -713,14 +714,14 @@ def test_an_interrupted_run_says_how_to_go_on(
 def test_an_engine_that_cannot_run_falls_back_and_says_so(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run("--engine", "eager", "compile", "--limit", "1", "--out", "both") == 0
-    reason = "compile cannot run here: CUDA graphs need a GPU, not cpu"
+    assert run("--engine", "eager", "graph", "--limit", "1", "--out", "both") == 0
+    reason = "graph cannot run here: CUDA graphs need a GPU, not cpu"
     assert f"{reason}; eager instead" in capsys.readouterr().err
     found = records.read("both")
     # The same cells as those of eager, so they were not run again.
     assert {r["engine"] for r in found} == {"eager", "stock"}
     assert not any(reason in r["warnings"] for r in found)
-    assert run("--engine", "compile", "--limit", "1", "--out", "alone") == 0
+    assert run("--engine", "graph", "--limit", "1", "--out", "alone") == 0
     alone = [r for r in records.read("alone") if r["engine"] == "eager"]
     assert len(alone) == len([r for r in found if r["engine"] == "eager"])
     assert all(reason in r["warnings"] for r in alone)

@@ -23,6 +23,7 @@ from bench.targets.converted import Converted, check_space, note
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 MAGIC = b"GGUF"
@@ -211,15 +212,19 @@ def _byte_level(fields: Fields) -> Tokenizer | None:
     split: pre_tokenizers.PreTokenizer
     match fields.get("tokenizer.ggml.pre"):
         case "smollm":
-            split = pre_tokenizers.Digits(individual_digits=True)
-            level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            steps: list[PreTokenizer] = [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
         case "qwen2":
             core.normalizer = normalizers.NFC()
-            split = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated")
-            level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+            steps = [
+                pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior="isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
         case _:
             return None
-    core.pre_tokenizer = pre_tokenizers.Sequence([split, level])
+    core.pre_tokenizer = pre_tokenizers.Sequence(steps)
     return core
 
 

@@ -13,25 +13,15 @@ from reports.read.steps import histograms
 DEFINITIONS: Definitions = (
     (
         "Accepted length",
-        "tokens emitted by verify steps divided by verify steps, summed over all of the row's good "
-        "records. The token that prefill gives is not counted, the bonus token of each step is; "
-        "a step cut short by the end of the answer counts with the tokens kept. Plain "
-        "autoregressive decoding has 1.",
+        "tokens that verify steps emitted divided by verify steps, over all good records: "
+        "prefill's token is not counted, the bonus token of a step is. Plain decoding has 1.",
     ),
-    ("95 % interval", "as for the speedup, of the accepted length."),
-    ("Drafted only", "accepted length minus one: the drafted tokens that were accepted per step."),
+    ("Drafted only", "accepted length minus one: drafted tokens accepted per step."),
     (
         "Verify steps",
-        "forwards of the target in the decode loop, over all of the row's good records.",
+        "forwards of the target in the decode loop. Those of stock generate are unknown.",
     ),
-    (
-        "Nodes/step",
-        "drafted nodes per verify step, the root not counted: a verify forward is one wider.",
-    ),
-    (
-        "Stock generate",
-        "is timed as a whole: its verify steps and phases are unknown.",
-    ),
+    ("Nodes/step", "drafted nodes per verify step, the root not counted."),
 )
 
 

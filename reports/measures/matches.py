@@ -31,37 +31,27 @@ LOSSLESS = (
 DEFINITIONS: Definitions = (
     (
         "Match rate",
-        "outputs with ids equal to the reference's, length first, divided by outputs compared.",
-    ),
-    (
-        "Compared, equal",
-        "outputs compared with the reference's of the same turn and repeat, and those with the "
-        "same ids.",
+        "outputs with the reference's ids, length included, divided by outputs compared.",
     ),
     ("Lossless", LOSSLESS),
     (
         "Ties and defects",
-        "the differences that rounding explains, and those that it does not, by the definition of "
-        "lossless. Differences in half precision are unexplained until the audit makes its float32 "
-        "forwards.",
-    ),
-    (
-        "Not the argmax",
-        "the share of a half-precision row's tokens that are not the float32 argmax, with a 95 % "
-        "bootstrap interval over prompts, and the reference's own share on the same prompts. A row "
-        "fails where the interval of the difference lies above 0.01 and passes where it ends below "
-        "0.05; otherwise its answers are too few.",
-    ),
-    (
-        "Position, gap of logits",
-        "the position of an answer's first id that differs, from 0, and the difference of the "
-        "target's logits of the two ids there.",
-    ),
-    (
-        "Lossy",
-        "methods change the output distribution by design; equality is not required of them.",
+        "differences that rounding explains, and those that it does not. In half precision the "
+        "audit tells them apart.",
     ),
 )
+NOT_THE_ARGMAX = (
+    "Not the argmax",
+    "the share of a half-precision row's tokens that are not the float32 argmax, with a 95 % "
+    "interval, and the reference's own share. A row fails where the interval of the difference "
+    "lies above 0.01 and passes where it ends below 0.05; otherwise its answers are too few.",
+)
+POSITION = (
+    "Position, gap of logits",
+    "of an answer's first id that differs, from 0, and the difference of the target's logits of "
+    "the two ids there.",
+)
+LOSSY = ("Lossy", "methods change the output by design; equality is not required of them.")
 
 
 def matches(records: pd.DataFrame, audited: pd.DataFrame) -> pd.DataFrame:

@@ -14,18 +14,15 @@ from reports.read.rows import ordered, rows
 DEFINITIONS: Definitions = (
     (
         "Verification share",
-        "time in the target's verify forwards divided by the time of the decode loop, both summed "
-        "over all of the row's good records with the phase clock. The reference's whole forward is "
-        "verify.",
+        "time in the target's verify forwards divided by the time of the decode loop, over all "
+        "good records with the phase clock. The reference's whole forward is verify.",
     ),
-    ("95 % interval", "as for the speedup, of the verification share (of its odds)."),
     (
         "Draft, accept, other",
-        "shares of drafting, of the acceptance rule with keeping the accepted path, and of the "
-        "rest of the loop. The four are measured between marks; the loop's time is their sum.",
+        "shares of drafting, of accepting tokens and keeping their path, and of the rest.",
     ),
-    ("Verify ms/step", "time of one verify forward, for context."),
-    ("Loop ms/step", "time of the whole decode loop per verify step, drafting included."),
+    ("Verify ms/step", "time of one verify forward."),
+    ("Loop ms/step", "time of the whole decode loop per verify step."),
 )
 
 

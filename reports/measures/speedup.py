@@ -19,52 +19,32 @@ from reports.read.rows import Rows, ordered, rows
 DEFINITIONS: Definitions = (
     (
         "Speedup",
-        "decode seconds per token of the reference divided by those of the method, each as a sum "
-        "of seconds over a sum of tokens, over paired records. Decode seconds run from the first "
-        "token to the end of the loop; the tokens are those after the first. The reference is "
-        "plain autoregressive decoding on the same engine.",
-    ),
-    (
-        "Without the phase clock",
-        "the marks of the phase clock cost time, and the more, the shorter the steps. Speedup, end "
-        "to end, tokens/s, their intervals and tests are of the repeats that ran without it, the "
-        "method's and the reference's; phases, shares and the times of steps are of one more "
-        "repeat with it, and accepted lengths of all repeats. Records of schema 1.1 and older all "
-        "ran with it and serve both.",
+        "decode seconds per token of the reference (plain autoregressive decoding on the same "
+        "engine) divided by those of the method: sums over paired records. Decode seconds run from "
+        "the first token to the last; tokens are those after the first.",
     ),
     (
         "Pairs",
-        "records of the method and of the reference with equal run, model, engine, dtype, device, "
-        "question set, temperature, token limit, question, turn, repeat and prompt. The row of "
-        "stock transformers.generate is compared with the reference on the engine eager (or the "
-        "first engine that was run). Failures are not counted. Pairs in which either side has only "
-        "one token have no decode time per token: they are left out and counted.",
+        "records of the method and of the reference that share every setting, the prompt and the "
+        "repeat. Stock transformers.generate is paired with the reference on eager, or on the "
+        "first engine that was run. Pairs with one token on either side are left out and counted. "
+        "Times are of repeats without the phase clock, which costs time itself; accepted lengths "
+        "are of all repeats.",
     ),
     ("95 % interval", METHOD),
     (
         "End to end",
-        "the same ratio over all pairs with the time to the first token in the seconds (the "
-        "draft's own prefill included) and the first token in the tokens; its interval below it.",
+        "the speedup with the time to the first token, the draft's prefill and the first token in.",
     ),
     (
         "Non-repeating",
-        "the speedup over the pairs in which neither answer repeats itself (both have a "
-        f"repetition of at most {REPEATING:g}), with their number and the interval below it. Loops "
-        "are easy to draft, so they inflate the speedup of every method that drafts.",
+        "the speedup over pairs in which neither answer repeats itself (repetition at most "
+        f"{REPEATING:g}). Loops are easy to draft and flatter every method.",
     ),
+    ("Questions", "how many the pairs cover."),
     ("Median", "of the speedups of single pairs."),
-    ("Questions, repeats", "how many of each the pairs cover."),
-    (
-        "Tokens/s",
-        "tokens after the first per decode second, over the row's good records without the phase "
-        "clock.",
-    ),
+    ("Tokens/s", "tokens after the first per decode second, without the phase clock."),
     ("Draft parameters", "parameters of the draft that the target does not have."),
-    (
-        "Synthetic models",
-        "have random weights: their accepted lengths are meaningless, so no speedup and no "
-        "accepted length is reported for them, only costs and shares.",
-    ),
 )
 
 _WHOLE = ("total_s_ref", "new_tokens_ref", "total_s", "new_tokens")

@@ -47,45 +47,36 @@ class Badge(NamedTuple):
 DEFINITIONS: Definitions = (
     (
         "Badge",
-        "the result of the audit for a row. Verified: in float32 every answer has the reference's "
-        "ids, or differs first where both choices are closer than 1e-3 and agrees in float64; in "
-        "half precision every answer is equal, or every first difference is a tie, the share of "
-        "tokens that are not the float32 argmax passed, and the diverging prompts decoded again in "
-        "float32 (all of them, or at least 8) agree there; when sampling, the distribution test "
-        "passed on at least 1,000 tokens. Ties only: the differences are ties, and the rest is "
-        "missing. Not audited: no audit of these "
-        "records, or none of this row. Reruns and samples count only on the row's own engine and "
-        "device.",
+        "what the audit found. Verified: all ids are equal, or every difference is a tie that "
+        "higher precision resolves; when sampling, the distribution test passed. Ties only: the "
+        "proof in float32 is missing. Not audited: no audit of these records, or none of this row.",
     ),
-    (
-        "Float32 reruns",
-        "the method and the reference decode diverging prompts of a half-precision row again in "
-        "float32, those with the largest gap first, up to the number shown; equal means that only "
-        "the precision made them differ.",
-    ),
-    (
-        "Distribution test",
-        "answers are sampled in float32 for the run's two shortest prompts, each alone and "
-        "followed by the reference's answer and the prompt again (so that drafts are accepted). "
-        "Each token is compared with the target's exact distribution given the tokens before it: "
-        "with tokens in order of decreasing probability, its position on the scale of cumulative "
-        "probability (at random within the token's own share) is uniform if the sampler is right. "
-        "Chi-square over 10 equal cells, corrected by Holm's method over all samplers of the run, "
-        "at level 0.001.",
-    ),
-    (
-        "Agreement",
-        "of a lossy method: the mean share of an answer up to the first id that differs from the "
-        "reference's of the same turn and repeat, of the longer of the two answers. Where answers "
-        "are sampled, the agreement of the reference's own repeats is given with it.",
-    ),
-    (
-        "Perplexity",
-        "of a lossy method's answers under the target: exp of the mean negative log-probability "
-        "of a token at temperature 1, over all tokens, in the run's precision; with it that of "
-        "the reference's answers to the same prompts. Lower means more likely text, not better "
-        "text: loops score low.",
-    ),
+)
+RERUNS_DEFINED = (
+    "Float32 reruns",
+    "diverging prompts of a half-precision row, decoded again in float32 by the method and the "
+    "reference, those with the largest gap first. Equal: only the precision made them differ.",
+)
+TEST_DEFINED = (
+    "Distribution test",
+    "answers are sampled in float32 for the run's two shortest prompts, each alone and followed by "
+    "the reference's answer and the prompt again (so that drafts are accepted). Each token is "
+    "compared with the target's exact distribution: with tokens in order of decreasing "
+    "probability, its position on the scale of cumulative probability is uniform if the sampler is "
+    "right. Chi-square over 10 equal cells, corrected by Holm's method over all samplers of the "
+    "run, at level 0.001.",
+)
+AGREEMENT_DEFINED = (
+    "Agreement",
+    "of a lossy method: the mean share of an answer up to the first id that differs from the "
+    "reference's of the same turn and repeat, of the longer of the two answers. Where answers are "
+    "sampled, the agreement of the reference's own repeats is given with it.",
+)
+PERPLEXITY_DEFINED = (
+    "Perplexity",
+    "of a lossy method's answers under the target: exp of the mean negative log-probability of a "
+    "token at temperature 1, in the run's precision; with it that of the reference's answers. "
+    "Lower means more likely text, not better text: loops score low.",
 )
 
 

@@ -55,6 +55,8 @@ def _columns(head: Head, cells: Sequence[Cell]) -> list[tuple[str, Sequence[str]
 def _value(head: Head, cell: Cell) -> str:
     if head.numeric and isinstance(cell.sort, int | float):
         return _number(cell.sort)
+    if cell.names_row:
+        return _inert(str(cell.sort))
     return "" if cell.text == NONE else _inert(cell.text)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bench.records.costs import STEP
 from bench.records.runs import label
-from reports.page.model import Page
+from reports.page.model import Page, Table
 from reports.page.settings import TITLES, setting
 
 # Settings that filters go by; tables name them by these heads.
@@ -18,11 +18,18 @@ HEADS = {**{TITLES[name]: name for name in FILTERED if name in TITLES}, "Method"
 
 @dataclass(frozen=True)
 class Filter:
-    """One setting that rows can be hidden by, with its values as tables print them."""
+    """One setting that rows can be hidden by, with its values as tables hold them, and as they
+    print them."""
 
     name: str
     title: str
-    values: Sequence[str]
+    values: Mapping[str, str]
+
+
+def facts(table: Table) -> dict[str, str]:
+    """The settings of a whole table, by which filters find it."""
+    shared = {HEADS[head]: value for head, value in table.shared.items() if head in HEADS}
+    return {**shared, **table.facts}
 
 
 def filters(page: Page) -> list[Filter]:
@@ -39,8 +46,12 @@ def filters(page: Page) -> list[Filter]:
             if value is not None:
                 known[name].setdefault(str(value))
     titles = {name: title for title, name in HEADS.items()}
+    several = {name: list(values) for name, values in known.items() if len(values) > 1}
     return [
-        Filter(name, titles[name], list(values))
-        for name, values in known.items()
-        if len(values) > 1
+        Filter(name, titles[name], {value: _shown(page, name, value) for value in values})
+        for name, values in several.items()
     ]
+
+
+def _shown(page: Page, name: str, value: str) -> str:
+    return page.name(value) if name == "label" else value

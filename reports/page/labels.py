@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable
+
+from reports.read.defaults import Parameter, parameters
 
 
-def short(labels: Iterable[str]) -> dict[str, str]:
-    """Each label without the parameters that all labels of its method share."""
-    split = {name: _parameters(name) for name in labels}
-    methods = [method for method, _ in split.values()]
-    found = {}
-    for name, (method, own) in split.items():
-        others = [parts for other, parts in split.values() if other == method]
-        kept = [part for part in own if not all(part in parts for parts in others)]
-        kept = kept if methods.count(method) > 1 else []
-        found[name] = f"{method}({','.join(kept)})" if kept else method
-    return found
+def short(labels: Iterable[str], defaults: Collection[Parameter]) -> dict[str, str]:
+    """Each label without the parameters that have their default; labels that would then be equal
+    keep those in which they differ."""
+    split = {label: parameters(label) for label in dict.fromkeys(labels)}
+    kept = {
+        label: [part for part in parts if (method, part) not in defaults]
+        for label, (method, parts) in split.items()
+    }
+    alike: dict[str, list[str]] = defaultdict(list)
+    for label, parts in kept.items():
+        alike[_joined(split[label][0], parts)].append(label)
+    for group in alike.values():
+        common = set.intersection(*(set(split[label][1]) for label in group))
+        for label in group if len(group) > 1 else ():
+            kept[label] = [p for p in split[label][1] if p in kept[label] or p not in common]
+    return {label: _joined(split[label][0], parts) for label, parts in kept.items()}
 
 
-def _parameters(label: str) -> tuple[str, list[str]]:
-    """The method's name and its parameters as they are written."""
-    method, _, rest = label.partition("(")
-    return method, rest.removesuffix(")").split(",") if rest else []
+def _joined(method: str, parts: Iterable[str]) -> str:
+    text = ",".join(parts)
+    return f"{method}({text})" if text else method

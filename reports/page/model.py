@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -15,7 +16,9 @@ from bench.records.runs import REFERENCE, Record, label
 from reports.measures import Definitions, acceptance, shares, speedup
 from reports.measures.matches import defective
 from reports.page.figures.style import Look, looks
+from reports.page.labels import short
 from reports.read.companions import AUDIT_COUNTS, QUALITY, TESTED, RunInfo
+from reports.read.defaults import defaults
 from reports.read.preparation import NAME
 
 TableRow: TypeAlias = Mapping[Any, Any]  # a row of a table of figures
@@ -34,6 +37,12 @@ class Page:
     costs: Sequence[Record] = ()
     notices: Sequence[str] = ()
 
+    @cached_property
+    def smoke(self) -> bool:
+        """Whether all records are of the preset `quick`: a test of the suite, no benchmark."""
+        presets = {run.name: run.settings.get("preset") for run in self.runs}
+        return not self.records.empty and set(self.records["run"].map(presets)) == {"quick"}
+
     @property
     def good(self) -> int:
         """How many records are good."""
@@ -41,8 +50,26 @@ class Page:
 
     @cached_property
     def style(self) -> dict[str, Look]:
+        """How each label is drawn and named; those of tuned methods without parameters too."""
         steps = (label(r["method"], r["params"]) for r in self.costs if r["kind"] == STEP)
-        return looks(sorted({*self.records["label"], *steps}), [REFERENCE])
+        tuned = (method for run in self.runs if run.tuned for method in run.tuned.methods)
+        labels = {*self.records["label"], *steps, *tuned}
+        return looks(short(labels, defaults(self.runs)), [REFERENCE])
+
+    def name(self, label: str) -> str:
+        """What a label is shown as; one of an audit that no record has, as it is."""
+        look = self.style.get(label)
+        return look.name if look else label
+
+    def by_speed(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """Rows of a table of figures, the fastest first within each panel; those without a speed
+        last."""
+        if rows.empty or self.speedup.empty:
+            return rows
+        known = pd.Series(range(len(self.speedup)), index=self.speedup["row"])
+        places = rows["row"].map(known).fillna(len(known))
+        panels = rows.groupby("panel", sort=False).ngroup()
+        return rows.iloc[np.lexsort((places, panels))].reset_index(drop=True)
 
     @cached_property
     def audited(self) -> pd.DataFrame:
@@ -71,22 +98,29 @@ class Page:
 
     @cached_property
     def speedup(self) -> pd.DataFrame:
-        """Of every row, with methods that gave wrong output never the fastest."""
-        return speedup.speedup(self.records, defective=self.defective)
+        """Of every row, the fastest of its panel first; methods that gave wrong output are never
+        called the fastest."""
+        rows = speedup.speedup(self.records, defective=self.defective)
+        if rows.empty:
+            return rows
+        panels = rows.groupby("panel", sort=False).ngroup()
+        order = np.lexsort((-rows["tokens_per_s"], -rows["speedup"], panels))
+        return rows.iloc[order].reset_index(drop=True)
 
     @cached_property
     def accepted(self) -> pd.DataFrame:
-        return acceptance.accepted(self.records)
+        return self.by_speed(acceptance.accepted(self.records))
 
     @cached_property
     def shares(self) -> pd.DataFrame:
-        return shares.shares(self.records)
+        return self.by_speed(shares.shares(self.records))
 
 
 @dataclass(frozen=True)
 class Section:
     """One block of the page; `body`: HTML of its own below the lead; `empty` is shown where there
-    are no tables, `details` are folded; `records`: how many the figure and the tables are made of.
+    are no tables, `details` are folded, and so is a whole section that is `folded`; `records`: how
+    many the figure and the tables are made of.
     """
 
     id: str
@@ -99,14 +133,20 @@ class Section:
     details: Sequence[tuple[str, str]] = ()
     body: Markup | None = None
     records: int = 0
+    folded: bool = False
 
 
 @dataclass(frozen=True)
 class Card:
+    """A fact at the top of the page: a `strong` one is the headline, in large type where its value
+    is a `figure` and no sentence.
+    """
+
     label: str
     value: str
     note: str = ""
     strong: bool = False
+    figure: bool = False
 
 
 @dataclass(frozen=True)
@@ -124,15 +164,31 @@ class Table:
     tags: Sequence[Tag] = ()
 
     @cached_property
-    def shared(self) -> Mapping[int, str]:
-        """Columns of a setting that all rows share, by their places, with its name and value."""
+    def shared(self) -> Mapping[str, str]:
+        """Settings that all rows share, by the heads of their columns. The page says them once;
+        the CSV has the columns."""
         if len(self.rows) < 2:
             return {}
-        found = {}
-        for place, (head, *cells) in enumerate(zip(self.heads, *self.rows, strict=True)):
-            if all(cell.setting and cell.text == cells[0].text for cell in cells):
-                found[place] = f"{head.text} {cells[0].text}"
-        return found
+        return {
+            head.text: cells[0].text
+            for head, *cells in zip(self.heads, *self.rows, strict=True)
+            if all(cell.setting and cell.text == cells[0].text for cell in cells)
+        }
+
+    @cached_property
+    def shown(self) -> Sequence[int]:
+        """The places of the columns that the page shows."""
+        return [at for at, head in enumerate(self.heads) if head.text not in self.shared]
+
+    def where(self, row: Sequence[Cell]) -> str:
+        """The settings of a row that are columns of the page: what stands below its name where
+        there is no room for them."""
+        cells = [(self.heads[at].text, row[at]) for at in self.shown]
+        return " · ".join(
+            f"T\u00a0=\u00a0{cell.text}" if head == "T" else cell.text
+            for head, cell in cells
+            if cell.setting
+        )
 
 
 @dataclass(frozen=True)
@@ -157,7 +213,7 @@ class Cell:
     graphic: Markup | None = None
     parts: Sequence[float] = ()
     tags: Sequence[Tag] = ()
-    names_row: bool = False
+    names_row: bool = False  # as a method's label; `sort` is the whole of it
     setting: bool = False
     same: bool = False  # a setting as in the row above
 

@@ -217,7 +217,7 @@ def shown_turn(turns: Turns, at: int, reason: str = "", most: int | None = None)
     answers = [
         ShownAnswer(
             row,
-            turns.names[row["label"]],
+            turns.style[row["label"]].name,
             step_texts(row, _place(row)),
             _tags(row),
             slowest,

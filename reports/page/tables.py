@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
@@ -23,6 +24,8 @@ from reports.page.settings import (
 from reports.read.preparation import FLAGS, ROW
 from reports.read.words import counted
 
+LONG = 24  # rows; a longer table opens on a click
+
 
 def tables(page: Page, caption: str, rows: pd.DataFrame, columns: Sequence[Column]) -> list[Table]:
     """One table of the rows: their settings, the method with its tags, the columns; none if empty.
@@ -30,10 +33,27 @@ def tables(page: Page, caption: str, rows: pd.DataFrame, columns: Sequence[Colum
     Rows need the facts that every measure gives them.
     """
     names = [] if rows.empty else _settings(rows)
-    return plain(caption, rows, names, columns, lambda row: tags(page, row))
+    rows = page.by_speed(rows)
+    every = [tags(page, row) for row in rows.to_dict("records") if not row["reference"]]
+    common = shared_tags(every)
+    said = {tag.text for tag in common}
+    found = plain(
+        *(page, caption, rows, names, columns),
+        lambda row: [tag for tag in tags(page, row) if tag.text not in said],
+    )
+    return [replace(table, folded=len(table.rows) > LONG, tags=common) for table in found]
+
+
+def shared_tags(rows: Sequence[Sequence[Tag]]) -> list[Tag]:
+    """Tags that all rows have, where there are several, without the tooltips of single rows."""
+    if len(rows) < 2:
+        return []
+    texts = [{tag.text for tag in own} for own in rows]
+    return [replace(tag, why="") for tag in rows[0] if all(tag.text in own for own in texts)]
 
 
 def plain(
+    page: Page,
     caption: str,
     rows: pd.DataFrame,
     names: Sequence[str],
@@ -41,24 +61,31 @@ def plain(
     marks: Callable[[TableRow], Sequence[Tag]] | None = None,
 ) -> list[Table]:
     """One table of the rows: the settings `names`, the method with its `marks` where rows are of
-    methods, the columns; none if empty.
+    methods, the columns that have a value in any row; none if empty.
     """
     if rows.empty:
         return []
+    every = rows.to_dict("records")
+    filled = [one for one in columns if any(_filled(one.cell(row)) for row in every)]
     heads = [Head(TITLES[name], name in NUMBERS) for name in names]
     heads += [Head("Method")] * (marks is not None)
-    heads += [column.head() for column in columns]
+    heads += [column.head() for column in filled]
     lines: list[list[Cell]] = []
-    for row in rows.to_dict("records"):
+    for row in every:
         line = [
             Cell(setting(name, row[name]), row[name] if name in NUMBERS else text(row[name]))
             for name in names
         ]
         line = _greyed(line, lines[-1] if lines else ())
         if marks is not None:
-            line.append(Cell(row["label"], row["label"], tags=marks(row), names_row=True))
-        lines.append(line + [column.cell(row) for column in columns])
+            name = page.name(row["label"])
+            line.append(Cell(name, row["label"], tags=marks(row), names_row=True))
+        lines.append(line + [column.cell(row) for column in filled])
     return [Table(caption, heads, lines)]
+
+
+def _filled(cell: Cell) -> bool:
+    return cell.text not in ("", NONE) or bool(cell.detail or cell.graphic or cell.tags)
 
 
 def _settings(rows: pd.DataFrame) -> list[str]:
@@ -80,11 +107,13 @@ def _greyed(line: Sequence[Cell], above: Sequence[Cell]) -> list[Cell]:
     ]
 
 
+def reference_tag(row: TableRow) -> list[Tag]:
+    return [Tag("reference")] * bool(row["reference"])
+
+
 def tags(page: Page, row: TableRow) -> list[Tag]:
     """The tags of a row: what a reader must know before its figures."""
-    found = []
-    if row["reference"]:
-        found.append(Tag("reference"))
+    found = reference_tag(row)
     if row["lossy"]:
         found.append(Tag("lossy", "warn", "#matches"))
     if defects := page.defects(row):
@@ -113,8 +142,9 @@ def pivot(
     """A row for each method, a column for each value of `by`: (value, head) of `names`."""
     if rows.empty:
         return []
+    rows = page.by_speed(rows)
     key = [name for name in ROW if name != by]
-    facts = [*ROW, *FLAGS, "failed"]
+    facts = ["row", "panel", *ROW, *FLAGS, "failed"]
     groups = list(rows.groupby(key, dropna=False, sort=False))
     first = pd.concat([group.iloc[:1] for _, group in groups], ignore_index=True)
     (base,) = tables(page, caption, first[facts], ())
@@ -129,7 +159,7 @@ def pivot(
     for line, (_, group) in zip(lines, groups, strict=True):
         found = {whole[at][by]: show(whole[at]) for at in group.index}
         line += [found.get(value, Cell(NONE)) for value, _ in names]
-    return [Table(caption, heads, lines)]
+    return [replace(base, heads=heads, rows=lines)]
 
 
 def faster(row: TableRow) -> Cell:

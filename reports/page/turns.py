@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Sequence
-from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 from reports.measures.ratios import SIDES, speedup_of
-from reports.page.labels import short
 from reports.page.model import Page
 from reports.page.step_texts import difference
 from reports.read.preparation import pairs
@@ -32,6 +30,7 @@ class Turns:
     phase clock, which have steps, where there are any.
 
     Attributes:
+        style: of each label, as the page has it.
         table: one row each: panel, answer, prompt_id, turn, best (the speedup of the panel's
             fastest lossless method on it) and differs (the earliest position at which a lossless
             method's ids are not the reference's), nan where there is none.
@@ -42,6 +41,7 @@ class Turns:
     """
 
     def __init__(self, page: Page) -> None:
+        self.style = page.style
         good = page.records[page.records["ok"]]
         reference = good[good["reference"]]
         first = reference.sort_values(["timed", "repeat"], kind="stable")  # steps are not timed
@@ -64,11 +64,6 @@ class Turns:
             "differs": both[~both["lossy"].astype(bool)].groupby(key)["place"].min(),
         }
         self.table = table.join(pd.DataFrame(found), on=key)
-
-    @cached_property
-    def names(self) -> dict[str, str]:
-        """Each method's label, short."""
-        return short(self.records["label"].unique())
 
     def __len__(self) -> int:
         return len(self.table)

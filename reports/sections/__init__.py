@@ -1,11 +1,12 @@
 """The sections of the page: one module each, whose `section(page)` makes it.
 
-A new section is one module here, added to SECTIONS.
+A new section is one module here, added to OPEN or to FOLDED.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 from reports.page.model import Page, Section
 from reports.sections import (
@@ -32,13 +33,17 @@ from reports.sections import (
     tuning,
 )
 
-SECTIONS: tuple[Callable[[Page], Section], ...] = (  # in the order of the page
+Maker: TypeAlias = Callable[[Page], Section]
+
+OPEN: tuple[Maker, ...] = (  # in the order of the page
     overview.section,
-    comparability.section,
     speedup.section,
-    significance.section,
     acceptance.section,
     shares.section,
+)
+FOLDED: tuple[Maker, ...] = (  # below them, each opened by a click or by a link into it
+    outputs.section,
+    significance.section,
     factors.section,
     questions.section,
     depths.section,
@@ -50,9 +55,15 @@ SECTIONS: tuple[Callable[[Page], Section], ...] = (  # in the order of the page
     answers.section,
     tuning.section,
     cost.section,
-    outputs.section,
     published.section,
+    comparability.section,
     failures.section,
     environment.section,
 )
+SECTIONS = (*OPEN, *FOLDED)
 OF_STUDIES = (cost.section, environment.section)  # on a page without a run
+OF_SMOKE_RUNS = (  # a few answers are not worth more
+    *OPEN,
+    *(outputs.section, tuning.section, cost.section),
+    *(comparability.section, failures.section, environment.section),
+)

@@ -11,8 +11,8 @@ from reports.page.tables import tables
 
 
 def section(page: Page) -> Section:
-    rows = page.accepted
-    drawing, cut = drawn(with_value(rows, "accepted"), bars.accepted)
+    rows = with_value(page.accepted, "accepted")
+    drawing, cut = drawn(rows, lambda shown: bars.accepted(shown, page.style))
     columns = [
         figure("Accepted length", "accepted", "{:.2f}"),
         INTERVAL,
@@ -27,6 +27,6 @@ def section(page: Page) -> Section:
         drawing,
         tables(page, "Accepted length by model, question set, engine and method", rows, columns),
         DEFINITIONS,
-        "No good records: nothing to count.",
+        "No good records of a real model: nothing to count.",
         records=page.good,
     )

@@ -27,28 +27,21 @@ ID, TITLE = "answers", "Answers, step by step"
 DEFINITIONS: Definitions = (
     (
         "Block",
-        "the text that one verify step emitted: accepted drafted tokens and one token of the "
-        "target. Its colour and its number say how many tokens these are. The framed block at the "
-        "start is prefill's token. A character whose bytes two steps emitted is in the second's "
-        "block; a dot stands for a block without text of its own, such as an end mark.",
+        "the text that one verify step emitted; its colour and number say how many tokens these "
+        "are. The framed block at the start is prefill's token; a dot is a block without text.",
     ),
     ("Nodes", "drafted for the step, the root not counted."),
-    ("Depth", "levels drafted below the tree's root."),
-    (
-        "Times",
-        "of the step, from the end of the accept phase before it to the end of its own, in "
-        "microseconds: draft + verify + accept + other.",
-    ),
+    ("Depth", "levels drafted below the root."),
+    ("Times", "of the step in microseconds: draft + verify + accept + other."),
     (
         "First difference",
         "the first position at which token ids are not the reference's, 0 being prefill's token. "
-        "The texts after it are not comparable.",
+        "Texts after it are not comparable.",
     ),
     (
         "Marks in the text",
-        "controls, invisible characters and marks of direction are named in small frames, as ↵ "
-        "at the end of a line; ◌ carries a mark whose letter is in the block before. Each block "
-        "keeps its direction to itself.",
+        "controls, invisible characters and marks of direction are named in small frames; ◌ "
+        "carries a mark whose letter is in the block before.",
     ),
 )
 
@@ -115,18 +108,17 @@ def _lead(shown: Sequence[ShownTurn], total: int) -> str:
         which = f"All {counted(total, 'turn')}"
     else:
         which = (
-            f"{len(shown)} of {counted(total, 'turn')}: each set of one model, question set, "
-            "engine and temperature names, by the speedup of its fastest lossless method, the "
-            "largest gain, the largest loss (or smallest gain) and the one nearest to the median; "
-            "then the earliest first difference of a lossless method, and one drawn at random "
-            f"(seed {SEED}); and so on, in turn, until there are {PROMPTS}"
+            f"{len(shown)} of {counted(total, 'turn')}: of each setting in turn, the largest gain, "
+            "the largest loss (or smallest gain) and the nearest to the median of its fastest "
+            "lossless method, the earliest first difference of a lossless method, and one drawn at "
+            f"random (seed {SEED})"
         )
     most = f", {ANSWERS} answers at most" if any(one.left_out for one in shown) else ""
     cut = [a.limit for one in shown for a in one.answers if a.cut]
     shortened = f" Answers are cut after {cut[0]:,} characters." if cut else ""
     return (
-        f"{which}. Each is shown in the first repeat that the reference answered, of those with "
-        "the phase clock where there are any: the reference, the fastest lossless method, then the "
-        f"others by speedup{most}.{shortened} "
-        f"Any turn, whole and with every method: {COMMAND} results/RUN PROMPT_ID"
+        f"{which}. Each is of the first repeat that the reference answered, with the phase clock "
+        "where one was: the reference, the fastest lossless method, then others by "
+        f"speedup{most}.{shortened} Any turn, whole and with every method: {COMMAND} results/RUN "
+        "PROMPT_ID"
     )

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from reports.measures.comparability import DEFINITIONS, differences
+from collections.abc import Sequence
+
+from reports.measures.comparability import DEFINITIONS, Difference, differences
 from reports.page.format import listed
 from reports.page.model import Cell, Head, Page, Section, Table
 
+NAMED = 4  # items that the line at the top names
 COMPARED = (
     "device, driver, clocks, versions, engine, dtype, hashes of data, weights and history, and "
     "settings were compared."
 )
 
 
-def notes(page: Page) -> list[str]:
-    """The differences that change figures, one line each."""
-    found = differences(page.runs, page.records, page.costs)
-    return [str(difference) for difference in found if difference.weighs]
+def weighing(page: Page) -> list[Difference]:
+    """The differences that change figures."""
+    return [one for one in differences(page.runs, page.records, page.costs) if one.weighs]
+
+
+def summary(found: Sequence[Difference]) -> str:
+    """Differences that change figures in one line."""
+    items = list(dict.fromkeys(one.item.partition(",")[0] for one in found))
+    named, more = items[:NAMED], len(items) - NAMED
+    if more > 0:
+        named.append(f"{more} more")
+    *rest, last = named
+    words = f"{', '.join(rest)} and {last}" if rest else last
+    return f"Compare with care: the records differ in {words}"
 
 
 def section(page: Page) -> Section:

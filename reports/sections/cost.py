@@ -5,6 +5,7 @@ A page of studies alone has this section and no table of records.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pandas as pd
@@ -14,12 +15,12 @@ from bench.decoding.engines.registry import ENGINES
 from reports.measures import cost as measures
 from reports.page.columns import Column, column, figure
 from reports.page.figures.lines import Chart, Curve, draw_curves
-from reports.page.figures.style import COLOURS, GREY, MARKERS, Look
+from reports.page.figures.style import ENGINE_COLOURS, GREY, MARKERS, Look
 from reports.page.format import NONE, digits, listed, memory, parameters, percent, text
 from reports.page.model import Card, Page, Section, Table, TableRow, Tag
-from reports.page.tables import plain
+from reports.page.tables import plain, reference_tag
 
-ENGINE_COLOURS = dict(zip(ENGINES, COLOURS, strict=False))
+COLOURS = dict(zip(ENGINES, ENGINE_COLOURS, strict=True))
 GIGA = 1e9
 
 
@@ -30,11 +31,11 @@ def section(page: Page) -> Section:
     projections = measures.projections(costs, page.records)
     tables = [
         *_bandwidths(page),
-        *_forwards(forwards),
-        *_ratios(forwards),
-        *_steps(steps),
-        *_drafts(steps),
-        *_projections(projections),
+        *_forwards(page, forwards),
+        *_ratios(page, forwards),
+        *_steps(page, steps),
+        *_drafts(page, steps),
+        *_projections(page, projections),
         *_engines(page),
         *_failures(page),
     ]
@@ -53,13 +54,11 @@ def section(page: Page) -> Section:
 
 
 def _figures(page: Page, forwards: pd.DataFrame, steps: pd.DataFrame) -> Markup | None:
-    drawn = []
+    drawn = [_shares(page, steps)] if len(steps) else []
     if len(forwards):
         drawn.append(_by_width(forwards))
         if forwards["context"].nunique() > 1:
             drawn.append(_by_context(forwards))
-    if len(steps):
-        drawn.append(_shares(page, steps))
     return Markup("").join(drawn) if drawn else None
 
 
@@ -76,23 +75,21 @@ def _charts(rows: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 def _by_width(rows: pd.DataFrame) -> Markup:
     """A line for each engine and context, and the floor of each context."""
     contexts = sorted(rows["context"].unique())
-    marker = dict(zip(contexts, MARKERS * len(contexts), strict=False))
+    marker = dict(zip(contexts, itertools.cycle(MARKERS), strict=False))
     charts = []
     for title, group in _charts(rows):
         curves = [
             Curve(
-                f"{engine}, context {context:,}",
                 list(line["width"]),
                 list(line["ms"]),
-                Look(ENGINE_COLOURS[str(engine)], marker[context]),
+                Look(COLOURS[str(engine)], marker[context], f"{engine}, context {context:,}"),
             )
             for (engine, context), line in group.groupby(["engine", "context"], sort=False)
         ]
         for context, line in group.groupby("context"):
             floor = line.groupby("width")["floor_ms"].min()
-            look = Look(GREY, marker[context])
-            name = f"floor, context {context:,}"
-            curves.append(Curve(name, list(floor.index), list(floor), look, dashed=True))
+            look = Look(GREY, marker[context], f"floor, context {context:,}")
+            curves.append(Curve(list(floor.index), list(floor), look, dashed=True))
         charts.append(Chart(title, curves))
     alt = "Time of a forward against its width, by model, engine and context, with the floor"
     return draw_curves(
@@ -108,16 +105,15 @@ def _by_context(rows: pd.DataFrame) -> Markup:
     for title, group in _charts(rows[rows["width"].isin(widths)]):
         curves = [
             Curve(
-                f"{engine}, width {width}",
                 list(line["context"]),
                 list(line["ms"]),
-                Look(ENGINE_COLOURS[str(engine)], marker[width]),
+                Look(COLOURS[str(engine)], marker[width], f"{engine}, width {width}"),
             )
             for (engine, width), line in group.groupby(["engine", "width"], sort=False)
         ]
         floor = group.groupby("context")["floor_ms"].min()
-        look = Look(GREY, MARKERS[2])
-        curves.append(Curve("floor", list(floor.index), list(floor), look, dashed=True))
+        look = Look(GREY, "D", "floor")
+        curves.append(Curve(list(floor.index), list(floor), look, dashed=True))
         charts.append(Chart(title, curves))
     alt = "Time of a forward against the context, by model, engine and width, with the floor"
     return draw_curves(
@@ -143,7 +139,7 @@ def _shares(page: Page, rows: pd.DataFrame) -> Markup:
         for label, line in group.groupby("label", sort=False):
             ordered = line.sort_values("parameters")
             x, y = list(ordered["parameters"]), list(ordered["verify"])
-            curves.append(Curve(str(label), x, y, page.style[str(label)]))
+            curves.append(Curve(x, y, page.style[str(label)]))
         charts.append(Chart(title, curves))
     alt = "Verification share against the target's parameters, by engine, context and method"
     return draw_curves(
@@ -171,10 +167,10 @@ def _bandwidths(page: Page) -> list[Table]:
         column("Bandwidth GB/s", "best", _per_second),
     ]
     names = ["run"] if len(rows) and rows["run"].nunique() > 1 else []
-    return plain("Bandwidth of the device's memory", rows, names, columns)
+    return plain(page, "Bandwidth of the device's memory", rows, names, columns)
 
 
-def _forwards(rows: pd.DataFrame) -> list[Table]:
+def _forwards(page: Page, rows: pd.DataFrame) -> list[Table]:
     columns = [
         figure("Width", "width", "{:,}"),
         column("Forward ms", "ms", digits),
@@ -185,10 +181,10 @@ def _forwards(rows: pd.DataFrame) -> list[Table]:
         column("Bytes", "bytes", memory),
     ]
     names = _names(rows, "model", "engine", "context")
-    return plain("Forward by model, engine, context and width", rows, names, columns)
+    return plain(page, "Forward by model, engine, context and width", rows, names, columns)
 
 
-def _ratios(rows: pd.DataFrame) -> list[Table]:
+def _ratios(page: Page, rows: pd.DataFrame) -> list[Table]:
     """Wider forwards over those of one token: a row for each engine and context."""
     if rows.empty or rows["over_one"].isna().all():
         return []
@@ -203,10 +199,10 @@ def _ratios(rows: pd.DataFrame) -> list[Table]:
     table = pd.DataFrame(lines)
     columns = [figure(f"Width {w} over 1", f"w{w}", "{:.2f}×") for w in wide]
     names = _names(table, "model", "engine", "context")
-    return plain("Wider forwards over those of one token", table, names, columns)
+    return plain(page, "Wider forwards over those of one token", table, names, columns)
 
 
-def _steps(rows: pd.DataFrame) -> list[Table]:
+def _steps(page: Page, rows: pd.DataFrame) -> list[Table]:
     columns = [
         column("Step ms", "step_ms", digits),
         column("Draft ms", "draft_ms", digits),
@@ -221,11 +217,11 @@ def _steps(rows: pd.DataFrame) -> list[Table]:
     ]
     names = _names(rows, "model", "engine", "context")
     return plain(
-        "Phases of a step by model, engine, context and method", rows, names, columns, _tags
+        page, "Phases of a step by model, engine, context and method", rows, names, columns, _tags
     )
 
 
-def _drafts(rows: pd.DataFrame) -> list[Table]:
+def _drafts(page: Page, rows: pd.DataFrame) -> list[Table]:
     rows = rows if rows.empty else rows[rows["draft_floor_ms"].notna()]
     columns = [
         column("Draft ms", "draft_ms", digits),
@@ -235,10 +231,10 @@ def _drafts(rows: pd.DataFrame) -> list[Table]:
         column("Draft parameters", "draft_parameters", parameters),
     ]
     names = _names(rows, "model", "engine", "context")
-    return plain("Drafts and their floor", rows, names, columns, _tags)
+    return plain(page, "Drafts and their floor", rows, names, columns, _tags)
 
 
-def _projections(rows: pd.DataFrame) -> list[Table]:
+def _projections(page: Page, rows: pd.DataFrame) -> list[Table]:
     columns = [
         figure("Projected", "projected", "{:.2f}×"),
         figure("Accepted length", "accepted", "{:.2f}"),
@@ -249,7 +245,7 @@ def _projections(rows: pd.DataFrame) -> list[Table]:
     ]
     names = _names(rows, "model", "engine", "context")
     caption = "Projection, not measured: another model's accepted length, this model's steps"
-    return plain(caption, rows, names, columns, _tags)
+    return plain(page, caption, rows, names, columns, _tags)
 
 
 def _engines(page: Page) -> list[Table]:
@@ -261,7 +257,7 @@ def _engines(page: Page) -> list[Table]:
         figure("Start-up s", "startup_s", "{:.1f}"),
         column("Peak memory", "peak_memory_bytes", memory),
     ]
-    return plain("Models and engines", rows, _names(rows, "model", "engine"), columns)
+    return plain(page, "Models and engines", rows, _names(rows, "model", "engine"), columns)
 
 
 def _failures(page: Page) -> list[Table]:
@@ -272,7 +268,7 @@ def _failures(page: Page) -> list[Table]:
         column("Reason", "error", text, numeric=False),
     ]
     names = _names(rows, "model", "engine", "context")
-    return plain("Not measured", rows, names, columns)
+    return plain(page, "Not measured", rows, names, columns)
 
 
 def _per_second(value: float) -> str:
@@ -284,7 +280,7 @@ def _times(value: float) -> str:
 
 
 def _tags(row: TableRow) -> list[Tag]:
-    return [Tag("reference")] * bool(row["reference"]) + [Tag("random draft")] * bool(row["random"])
+    return reference_tag(row) + [Tag("random draft")] * bool(row["random"])
 
 
 # ---------------------------------------------------------------------------------- the top

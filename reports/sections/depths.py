@@ -72,7 +72,7 @@ def _curves(page: Page, deep: pd.DataFrame) -> Markup:
         Chart(
             panel.title,
             [
-                Curve(str(name), list(line["depth"]), list(line["reached"]), page.style[str(name)])
+                Curve(list(line["depth"]), list(line["reached"]), page.style[str(name)])
                 for (_, name), line in panel.rows.groupby(["row", "label"], sort=False)
             ],
         )

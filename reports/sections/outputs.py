@@ -7,52 +7,89 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from reports.measures import matches
+from reports.measures import matches, price
 from reports.page import badges
-from reports.page.columns import Column, Detailed, column, figure, words
+from reports.page.columns import INTERVAL, Column, Detailed, defined, figure, words
 from reports.page.format import NONE, number, percent, text
 from reports.page.model import Cell, Head, Page, Section, Table, TableRow, Tag
-from reports.page.tables import tables
+from reports.page.tables import plain, tables
 from reports.read.words import counted
 
 EXAMPLES = 20  # of unequal outputs on the page
 
 
 def section(page: Page) -> Section:
-    rows = matches.matches(page.records, page.audited)
+    rows, priced = matches.matches(page.records, page.audited), price.price(page.records)
     columns = [
         Badged("Badge", "badge", lambda row: row["badge"].why, numeric=False),
-        column("Match rate", "match_rate", percent),
-        figure("Compared", "compared", "{:,.0f}"),
-        figure("Equal", "equal", "{:,.0f}"),
+        Detailed("Match rate", "match_rate", lambda row: percent(row["match_rate"]), below=_equal),
         figure("Ties", "ties", "{:,.0f}"),
         figure("Defects", "defects", "{:,.0f}"),
     ]
+    terms = [*matches.DEFINITIONS, *badges.DEFINITIONS]
     if len(rows):
         lines = rows.to_dict("records")
         rows["badge"] = pd.Series([badges.badge(page, row) for row in lines], dtype=object)
-        columns += [one for one in _PROOFS if rows[one.key].notna().any()]
+        shown = [proof for proof in _PROOFS if rows[proof[0].key].notna().any()]
+        columns += [one for one, _ in shown]
+        terms += [meaning for _, meaning in shown]
+        terms += [matches.LOSSY] * bool(rows["lossy"].any())
+    differences = _differences(page)
     return Section(
         "matches",
         "Same output",
-        "Whether a method gives the reference's token ids, and why not where it does not.",
+        "Whether a method gives the reference's token ids, and why not where it does not."
+        + _prices(priced),
         tables=[
+            *_price(page, priced),
             *tables(page, "Outputs compared with the reference's", rows, columns),
-            *_differences(page),
+            *differences,
         ],
-        definitions=(*matches.DEFINITIONS, *badges.DEFINITIONS),
+        definitions=(
+            *terms,
+            *((matches.POSITION,) if differences else ()),
+            *(price.DEFINITIONS if len(priced) else ()),
+        ),
         empty="No good records of any method other than the reference.",
         records=page.good,
     )
 
 
+def _prices(priced: pd.DataFrame) -> str:
+    """What engine exact costs beside compile, in a sentence."""
+    found = [
+        f"{row['price']:.2f}× on {row['dataset']} ({row['model']}, {row['exact_ms']:.3f} ms a "
+        f"token against {row['compile_ms']:.3f})"
+        for row in priced.to_dict("records")
+    ]
+    if not found:
+        return ""
+    return f" The price of equal ids on engine exact: plain decoding takes {'; '.join(found)}."
+
+
+def _price(page: Page, priced: pd.DataFrame) -> list[Table]:
+    columns = [
+        defined(figure("Exact / compile", "price", "{:.2f}×"), "Price of exact"),
+        INTERVAL,
+        figure("Exact, ms/token", "exact_ms", "{:.3f}"),
+        figure("Compile, ms/token", "compile_ms", "{:.3f}"),
+        figure("Questions", "questions", "{:,.0f}"),
+    ]
+    names = ("model", "dataset", "temperature")
+    return plain(page, "Price of exact: plain decoding on both engines", priced, names, columns)
+
+
+def _equal(row: TableRow) -> str:
+    return f"{row['equal']:,.0f} of {row['compared']:,.0f}" if row["compared"] > 0 else ""
+
+
 class Badged(Column):
-    """A column of badges, each with its reason below."""
+    """A column of badges, those that prove nothing with their reason below."""
 
     def cell(self, row: TableRow) -> Cell:
         badge = row[self.key]
         mark = Tag(badge.text, badge.kind, why=badge.why)
-        return Cell("", badge.text, detail=badge.why, tags=[mark])
+        return Cell("", badge.text, detail="" if badge.kind == "good" else badge.why, tags=[mark])
 
 
 def _reruns(row: TableRow) -> str:
@@ -84,21 +121,27 @@ def _sampled(row: TableRow) -> str:
     return f"p = {found['p_holm']:.2g}"
 
 
-_PROOFS = (
-    Detailed("Not the argmax", "argmax", _missed, below=_missed_below),
-    words("Float32 reruns", _reruns, "reruns"),
-    words("Distribution test", _sampled, "sampling"),
-    Detailed(
-        "Agreement",
-        "agreement",
-        lambda row: percent(row["agreement"]),
-        below=lambda row: _beside(percent(row["reference_agreement"])),
+_PROOFS = (  # columns that are shown where a row has a value, with their definitions
+    (Detailed("Not the argmax", "argmax", _missed, below=_missed_below), matches.NOT_THE_ARGMAX),
+    (words("Float32 reruns", _reruns, "reruns"), badges.RERUNS_DEFINED),
+    (words("Distribution test", _sampled, "sampling"), badges.TEST_DEFINED),
+    (
+        Detailed(
+            "Agreement",
+            "agreement",
+            lambda row: percent(row["agreement"]),
+            below=lambda row: _beside(percent(row["reference_agreement"])),
+        ),
+        badges.AGREEMENT_DEFINED,
     ),
-    Detailed(
-        "Perplexity",
-        "perplexity",
-        lambda row: number(row["perplexity"], "{:.2f}"),
-        below=lambda row: _beside(number(row["reference_perplexity"], "{:.2f}")),
+    (
+        Detailed(
+            "Perplexity",
+            "perplexity",
+            lambda row: number(row["perplexity"], "{:.2f}"),
+            below=lambda row: _beside(number(row["reference_perplexity"], "{:.2f}")),
+        ),
+        badges.PERPLEXITY_DEFINED,
     ),
 )
 
@@ -125,7 +168,9 @@ def _differences(page: Page) -> list[Table]:
     heads += [Head(name, True) for name in ("Turn", "Repeat", "Position", "Gap of logits")]
     lines = [
         [
-            *(Cell(text(example[name]), text(example[name])) for name in names),
+            *(Cell(text(example[name]), text(example[name])) for name in names[:2]),
+            Cell(page.name(example["label"]), example["label"], names_row=True),
+            *(Cell(text(example[name]), text(example[name])) for name in names[3:]),
             *(Cell(number(example[name], "{:.3g}"), example[name]) for name in numbers),
         ]
         for example in found[:EXAMPLES]

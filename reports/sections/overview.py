@@ -1,5 +1,5 @@
-"""The section that sums up: for each setting the fastest method, by how much, with which
-significance, and where the time goes.
+"""The section that sums up: the fastest method of each setting, by how much and with which
+significance, tokens/s by model, engine and method, and where the time goes.
 """
 
 from __future__ import annotations
@@ -11,28 +11,24 @@ import pandas as pd
 from markupsafe import Markup
 
 from bench.records.runs import PHASES
+from reports.measures.throughput import SETTING, throughput
 from reports.page.badges import badge
-from reports.page.columns import INTERVAL, Column, column, figure
+from reports.page.columns import INTERVAL, Column, Detailed, column, figure
+from reports.page.figures.canvas import Key, legend
 from reports.page.figures.style import PHASE_COLOURS
 from reports.page.filters import SETTINGS
-from reports.page.format import NONE, bounds, number, parameters, percent, text
-from reports.page.labels import short
+from reports.page.format import NONE, bounds, digits, number, parameters, percent, text
 from reports.page.model import Page, Section, Table, TableRow, Tag
 from reports.page.panels import panels
 from reports.page.settings import ALWAYS, IF_SEVERAL, TITLES, setting
-from reports.page.tables import plain, tags
+from reports.page.tables import plain, reference_tag, shared_tags, tags
 from reports.read.preparation import NAME, ROW
 
-OPEN = 6  # panels that are not folded
+OPEN = 2  # panels that are not folded
 ORDER = tuple(sorted(PHASES, key=list(PHASE_COLOURS).index))  # of the phases in a bar
 MATCHES = "#matches"  # where badges are explained
 LISTED = 3  # methods that a sentence names
-KINDS = {
-    "best": "fastest",
-    "peer": "not distinguishable from it",
-    "plain": "slower",
-    "aside": "reference, lossy or with defects",
-}
+FASTEST = Tag("fastest lossless", "good")
 PLAIN = "plain autoregressive decoding"
 DOING = {"verify": "verifying", "draft": "drafting", "accept": "accepting", "other": "on the rest"}
 
@@ -42,7 +38,7 @@ def section(page: Page) -> Section:
     rows = _rows(page)
     found = panels(rows) if len(rows) else []
     ranked = [(panel.title, _ranked(page, panel.rows)) for panel in found]
-    shown = _leaders(page, [rows for _, rows in ranked])
+    shown = [*_leaders(page, [rows for _, rows in ranked]), *_throughput(page)]
     shown += [_panel(page, title, rows, at >= OPEN) for at, (title, rows) in enumerate(ranked)]
     return Section(
         "overview",
@@ -66,18 +62,18 @@ def _rows(page: Page) -> pd.DataFrame:
 
 
 def _ranked(page: Page, rows: pd.DataFrame) -> pd.DataFrame:
-    """A panel's rows, fastest first, with what words and drawings need: `short` names, the `kind`
-    of each row, and `scale`, the speedup at the right end of the bars.
+    """A panel's rows, fastest first, with what words and drawings need: `short` names, the `hue`
+    and the `kind` of each row, and `scale`, the speedup at the right end of the bars.
 
     Kinds: "best", "peer" (not distinguishable from it), "plain", and "aside" for what is never
     called the fastest: the reference, the stock row, lossy rows and those with defects.
     """
-    rows = rows.sort_values("speedup", ascending=False, kind="stable", na_position="last")
     rows = rows.reset_index(drop=True)
     rows["kind"] = ["plain" if _held(page, row) else "aside" for row in _each(rows)]
     rows.loc[rows["peer"] & (rows["kind"] == "plain"), "kind"] = "peer"
     rows.loc[rows["fastest"], "kind"] = "best"
-    rows["short"] = rows["label"].map(short(rows["label"]))
+    rows["short"] = [page.name(label) for label in rows["label"]]
+    rows["hue"] = [page.style[label].colour for label in rows["label"]]
     rows["scale"] = 1.03 * float(max(1.0, rows[["speedup", "high"]].max().max()))
     return rows
 
@@ -100,8 +96,8 @@ def _columns() -> list[Column]:
     return [
         Column("Speedup", "speedup", _times, draw=_bar),
         INTERVAL,
+        column("Tokens/s", "tokens_per_s", digits),
         figure("Accepted length", "accepted", "{:.2f}"),
-        Column("Where the time goes", "verify", _verify, term="Verification share", draw=_stack),
     ]
 
 
@@ -109,17 +105,18 @@ def _panel(page: Page, title: str, rows: pd.DataFrame, folded: bool) -> Table:
     """The methods of one setting, fastest first."""
     columns = [
         *_columns(),
-        figure("Tokens/s", "tokens_per_s", "{:,.1f}"),
+        Column("Where the time goes", "verify", _verify, term="Verification share", draw=_stack),
         column("Draft parameters", "draft_parameters", parameters),
     ]
-    shared = _shared([_marks(page, row) for row in _each(rows) if not row["reference"]])
+    shared = shared_tags([_marks(page, row) for row in _each(rows) if not row["reference"]])
     said = {tag.text for tag in shared}
     (table,) = plain(
+        page,
         title,
         rows,
         (),
         columns,
-        lambda row: [tag for tag in _marks(page, row) if tag.text not in said],
+        lambda row: [tag for tag in _ranks(page, row) if tag.text not in said],
     )
     first = rows.iloc[0]
     facts = {name: setting(name, first[name]) for name in SETTINGS if name in first}
@@ -127,16 +124,8 @@ def _panel(page: Page, title: str, rows: pd.DataFrame, folded: bool) -> Table:
     return replace(table, lead=verdict(rows), facts=facts, folded=folded, tags=shared)
 
 
-def _shared(marks: Sequence[Sequence[Tag]]) -> list[Tag]:
-    """Marks that all rows have, where there are several, without the tooltips of single rows."""
-    if len(marks) < 2:
-        return []
-    texts = [{tag.text for tag in own} for own in marks]
-    return [replace(tag, why="") for tag in marks[0] if all(tag.text in own for own in texts)]
-
-
 def _leaders(page: Page, ranked: Sequence[pd.DataFrame]) -> list[Table]:
-    """The fastest of each panel; none where there is one panel only."""
+    """The fastest of each panel, by tokens/s; none where there is one panel only."""
     found = []
     for panel in ranked:
         peers = panel.loc[panel["kind"] == "peer", "short"]
@@ -146,13 +135,40 @@ def _leaders(page: Page, ranked: Sequence[pd.DataFrame]) -> list[Table]:
     if rows.empty:
         return []
     rows["scale"] = rows["scale"].max()
+    rows = rows.sort_values("tokens_per_s", ascending=False, kind="stable")
     parted = rows.groupby("run", sort=False)  # a run's name stands for what all of it shares
     told = [name for name in IF_SEVERAL if (parted[name].nunique(dropna=False) > 1).any()]
     told += ["run"] * (len(parted) > 1)
     names = [name for name in TITLES if name in (*ALWAYS, *told)]
     columns = [*_columns(), column("Not distinguishable", "peers", text, numeric=False)]
     caption = "The fastest lossless method of each setting"
-    return plain(caption, rows, names, columns, lambda row: _marks(page, row))
+    return plain(page, caption, rows, names, columns, lambda row: _marks(page, row))
+
+
+def _throughput(page: Page) -> list[Table]:
+    """Tokens/s with a column for each engine; none where one model ran on one engine."""
+    rows, engines = throughput(page.speedup)
+    if rows.empty or len(engines) * rows["model"].nunique() < 2:
+        return []
+    columns: list[Column] = [
+        Detailed(
+            engine,
+            engine,
+            lambda row, engine=engine: digits(row[engine]),
+            term="Tokens/s",
+            below=lambda row, name=f"{engine}_speedup": number(row[name], "{:.2f}×"),
+        )
+        for engine in engines
+    ]
+    told = [name for name in SETTING if name in ALWAYS or rows[name].nunique(dropna=False) > 1]
+    caption = "Tokens/s by model, engine and method, with the speedup on the same engine"
+    names = ["run"] * bool(rows.duplicated([*SETTING, "label"]).any()) + told
+    return plain(page, caption, rows, names, columns, reference_tag)
+
+
+def _ranks(page: Page, row: TableRow) -> list[Tag]:
+    """The row's marks, and that it is the fastest."""
+    return [FASTEST] * (row["kind"] == "best") + _marks(page, row)
 
 
 def _marks(page: Page, row: TableRow) -> list[Tag]:
@@ -171,22 +187,15 @@ def _verify(row: TableRow) -> str:
 
 
 def _lead(shown: Sequence[Table]) -> Markup | str:
-    """How to read the drawings: the kinds of rows, and the phases."""
+    """How to read the drawings."""
     if not shown:
         return "Which method is fastest, and where the time goes."
-    key = Markup(
-        '<span class="key"><svg aria-hidden="true"><rect width="100%" height="100%" {}/></svg>{}'
-        "</span>"
+    words = (
+        "Fastest first. A bar is the speedup over plain decoding on the same engine (dotted line: "
+        "the same speed), its whisker the 95 % interval."
     )
-    kinds = [key.format(Markup('class="{}"').format(kind), KINDS[kind]) for kind in KINDS]
-    phases = [
-        key.format(Markup('fill="{}"').format(PHASE_COLOURS[phase]), phase) for phase in ORDER
-    ]
-    return Markup(
-        "Fastest first. A bar is the speedup over the reference (dotted line), its whisker the "
-        "95 % interval.<br>"
-        '<span class="keys">Bars: {}<br>Time in the decode loop: {}</span>'
-    ).format(Markup(" ").join(kinds), Markup(" ").join(phases))
+    phases = [Key(phase, PHASE_COLOURS[phase]) for phase in ORDER]
+    return Markup("{}{}").format(words, legend(phases, "Where the time goes"))
 
 
 # ---------------------------------------------------------------------------------- words
@@ -283,10 +292,10 @@ def _bar(row: TableRow) -> Markup:
     """The speedup from 0 to the panel's scale, its interval, and a line at 1."""
     if pd.isna(row["speedup"]):
         return Markup("")
-    fill = Markup('<rect class="{}" width="{}" height="100%"/>')
+    fill = Markup('<rect fill="{}" width="{}" height="100%"/>')
     one = Markup('<line class="one" x1="{0}" x2="{0}" y1="-30%" y2="130%"/>')
     line = Markup('<line class="span" x1="{}" x2="{}" y1="{}%" y2="{}%"/>')
-    parts = [fill.format(row["kind"], _at(row, row["speedup"])), one.format(_at(row, 1.0))]
+    parts = [fill.format(row["hue"], _at(row, row["speedup"])), one.format(_at(row, 1.0))]
     if not pd.isna(row["low"]):
         low, high = _at(row, row["low"]), _at(row, row["high"])
         parts.append(line.format(low, high, 50, 50))

@@ -9,6 +9,7 @@ from reports.page.tables import tags
 
 
 def section(page: Page) -> Section:
+    """Nothing to show where no method was run on the models and question sets of its paper."""
     rows = page.speedup
     titles = ("Method", "Models", "Question sets", "Temperature", "Published", "Source")
     heads = [Head(title) for title in (*titles, "Measured here", "On")]
@@ -19,14 +20,12 @@ def section(page: Page) -> Section:
         stated = [Cell(word, word) for word in (known.method, *words)]
         found = known.measured(rows).to_dict("records")
         lines += [[*stated, *_measured_cells(page, row)] for row in found]
-        if not found:
-            lines.append([*stated, Cell("not run", "not run"), Cell(NONE), Cell(NONE), Cell(NONE)])
     return Section(
         "published",
         "Published and measured speedups",
         "The speedups that papers state for their methods, and those of this page's records on the "
         "same models and question sets.",
-        tables=[Table("Published speedups and those measured here", heads, lines)],
+        tables=[Table("Published speedups and those measured here", heads, lines)] if lines else [],
         definitions=DEFINITIONS,
     )
 
@@ -36,7 +35,7 @@ def _measured_cells(page: Page, row: TableRow) -> list[Cell]:
     where = ", ".join((*(str(row[name]) for name in names), f"T = {row['temperature']:g}"))
     speed, span = number(row["speedup"], "{:.2f}×"), bounds(row)
     return [
-        Cell(row["label"], row["label"], tags=tags(page, row), names_row=True),
+        Cell(page.name(row["label"]), row["label"], tags=tags(page, row), names_row=True),
         Cell(where, where),
         Cell(speed, row["speedup"]),
         Cell(span, None if span == NONE else row["low"]),

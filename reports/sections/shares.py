@@ -14,15 +14,14 @@ from reports.page.tables import tables
 
 
 def section(page: Page) -> Section:
-    rows = page.shares
-    drawing, cut = drawn(with_value(rows, "verify"), bars.shares)
+    rows = with_value(page.shares, "verify")
+    drawing, cut = drawn(rows, lambda shown: bars.shares(shown, page.style))
     columns = [
         defined(column("Verification", "verify", percent), "Verification share"),
         Column("95 % interval", "low", _percent_bounds, parts=("low", "high")),
         column("Draft", "draft", percent),
         column("Accept", "accept", percent),
         column("Other", "other", percent),
-        figure("Verify steps", "verify_steps", "{:,.0f}"),
         figure("Verify ms/step", "verify_ms", "{:.2f}"),
         figure("Loop ms/step", "loop_ms", "{:.2f}"),
     ]

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import NamedTuple
 
 import pandas as pd
+from markupsafe import Markup
 
 from bench.records.runs import label
 from bench.records.tuned import FINAL, SEARCH, Point, TunedFor, TunedMethod
@@ -53,13 +54,12 @@ class _Curve(NamedTuple):
 def section(page: Page) -> Section:
     """Nothing to show where no run took tuned parameters."""
     curves = list(_curves(page))
-    places = {curve.tuned_for for curve in curves}
     return Section(
         "tuning",
         "Tuning",
         "How tuned parameters were chosen: by decoding the question set "
         f"{TUNING}, which is in no other table.",
-        tuning.tuning([_panel(curve, len(places) > 1) for curve in curves]) if curves else None,
+        _drawing(page, curves) if curves else None,
         [_table(curves)] if curves else [],
         DEFINITIONS,
     )
@@ -76,6 +76,13 @@ def _curves(page: Page) -> Iterator[_Curve]:
             if curve not in known:
                 known.append(curve)
                 yield curve
+
+
+def _drawing(page: Page, curves: Sequence[_Curve]) -> Markup:
+    several = len({curve.tuned_for for curve in curves}) > 1
+    return tuning.tuning(
+        [(page.style[curve.method].colour, _panel(curve, several)) for curve in curves]
+    )
 
 
 def _panel(curve: _Curve, several: bool) -> Panel:

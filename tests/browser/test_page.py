@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,6 +85,7 @@ def test_the_keyboard_reaches_skip_link_and_sorting(visit: Open) -> None:
 
 def test_filters_hide_rows_in_every_table(visit: Open) -> None:
     tab = visit()
+    tab.get_by_role("button", name="Open all sections").click()
     form = tab.locator("#filters")
     assert set(column(table(tab, "speedup"), "Model")) == {"small", "large"}
     panels = tab.locator("#overview .table:visible").count()
@@ -153,6 +155,7 @@ def test_without_its_script_the_page_is_whole(visit: Open) -> None:
 
 def test_the_viewer_opens_and_names_the_step_under_the_pointer(visit: Open) -> None:
     tab = visit()
+    tab.locator("nav a[href='#answers']").click()
     turn = tab.locator("#answers details.turn").nth(1)
     assert not turn.locator("bdi").first.is_visible()
     turn.locator("summary").first.click()
@@ -168,9 +171,60 @@ def test_the_viewer_opens_and_names_the_step_under_the_pointer(visit: Open) -> N
 
 def test_the_viewer_is_there_without_its_script(visit: Open) -> None:
     tab = visit(java_script_enabled=False)
+    tab.locator("nav a[href='#answers']").click()
     block = tab.locator("#answers details.turn[open] bdi[title]").first
     assert block.is_visible()
     assert "token" in (block.get_attribute("title") or "")
+
+
+@pytest.mark.parametrize("scripted", [True, False])
+def test_links_open_folded_sections_and_definitions(visit: Open, scripted: bool) -> None:
+    tab = visit(java_script_enabled=scripted)
+    assert not table(tab, "matches").is_visible()
+    tab.locator("nav a[href='#matches']").click()
+    assert table(tab, "matches").is_visible()
+    assert tab.locator("#matches-title").evaluate("title => title.getBoundingClientRect().top >= 0")
+    term = tab.locator("#definitions-shares dt").first
+    assert not term.is_visible()
+    tab.locator("#shares a.define").first.click()
+    assert term.is_visible()
+
+
+def test_a_search_reaches_folded_text(visit: Open) -> None:
+    tab = visit()
+    found = tab.evaluate("find('seq-rep-4')")  # of a definition in a folded section
+    assert found
+    assert tab.locator("#loops").is_visible()
+
+
+def test_no_figure_scrolls_and_speedup_is_seen_at_once(visit: Open) -> None:
+    tab = visit(viewport=NARROW)
+    tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
+    outside = """drawings => drawings.filter((one) => {
+        const box = one.getBoundingClientRect();
+        return box.right > innerWidth || box.width < 200 || one.closest('.scroll');
+    }).length"""
+    assert tab.locator("svg.drawn").count() > 8
+    assert tab.locator("svg.drawn").evaluate_all(outside) == 0
+    inner = "boxes => boxes.filter((b) => b.scrollHeight > b.clientHeight + 1).length"
+    assert tab.locator("main .scroll").evaluate_all(inner) == 0
+    for section in ("overview", "speedup"):
+        for found in tab.locator(f"#{section} table").all():
+            head = found.locator("thead th", has_text="Speedup")
+            if head.count():
+                assert head.first.evaluate("head => head.getBoundingClientRect().right") <= 390
+
+
+def test_a_method_has_one_hue_everywhere(visit: Open) -> None:
+    tab = visit()
+    fills = tab.locator("#speedup .panel-drawn svg.drawn").first.evaluate(
+        "svg => [...svg.querySelectorAll('path[style*=fill]')].map((p) => p.style.fill)"
+    )
+    bars = tab.locator("#overview svg.bar rect").evaluate_all(
+        "bars => bars.map((bar) => bar.getAttribute('fill'))"
+    )
+    as_rgb = {tuple(int(bar[at : at + 2], 16) for at in (1, 3, 5)) for bar in bars}
+    assert as_rgb <= {tuple(map(int, re.findall(r"\d+", fill))) for fill in fills if fill}
 
 
 @pytest.mark.parametrize("scripted", [True, False])

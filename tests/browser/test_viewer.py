@@ -20,6 +20,8 @@ pytestmark = pytest.mark.browser
 
 
 def first(tab: Page) -> Locator:
+    """The first turn of the section, which is opened."""
+    tab.locator(".foldable > details:has(#answers)").evaluate("one => { one.open = true; }")
     return tab.locator("#answers details.turn").first
 
 
@@ -58,6 +60,7 @@ def test_the_same_place_is_marked_in_the_other_answers(visit: Open) -> None:
 
 def test_numbers_can_be_shown(visit: Open) -> None:
     tab = visit()
+    first(tab)
     number = "block => getComputedStyle(block, '::after').position"
     block = first(tab).locator(".blocks bdi").nth(1)
     assert block.evaluate(number) == "absolute"  # there for screen readers alone
@@ -68,6 +71,7 @@ def test_numbers_can_be_shown(visit: Open) -> None:
 
 def test_what_is_open_is_what_prints(visit: Open) -> None:
     tab = visit()
+    first(tab)
     tab.emulate_media(media="print")
     shut = tab.locator("#answers details.turn").nth(2).locator(".columns")
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
@@ -105,7 +109,7 @@ def test_hostile_answers_do_nothing_in_a_browser(browser: Browser, tmp_path: Pat
         tab.on("console", lambda message: trouble.append(message.text))
         tab.on("pageerror", lambda error: trouble.append(str(error)))
         tab.goto((tmp_path / "page.html").as_uri())
-        tab.evaluate("document.querySelectorAll('.turn').forEach((one) => { one.open = true; })")
+        tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
         for at in range(len(HOSTILE)):
             tab.locator(".turn").nth(at).locator("bdi").nth(1).hover()
         wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"

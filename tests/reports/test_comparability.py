@@ -30,6 +30,11 @@ SETTINGS: dict[str, Any] = {
 }
 
 
+def notes(page: Page) -> list[str]:
+    """The differences that change figures, in words."""
+    return [str(one) for one in comparability.weighing(page)]
+
+
 def made(
     folder: Path, lines: Sequence[Record], environment: Any = ENVIRONMENT, **settings: Any
 ) -> Path:
@@ -50,7 +55,7 @@ def both(tmp_path: Path, lines: Sequence[Record], environment: Any = None, **set
 
 def test_runs_that_are_alike_say_what_was_compared(tmp_path: Path) -> None:
     page = both(tmp_path, duel())
-    assert comparability.notes(page) == []
+    assert notes(page) == []
     section = comparability.section(page)
     assert not section.tables
     assert section.empty.startswith("Nothing differs between one, two: device, driver, clocks, ")
@@ -82,7 +87,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_environments_that_differ_are_named(
     tmp_path: Path, path: str, value: Any, line: str
 ) -> None:
-    assert comparability.notes(both(tmp_path, duel(), changed(path, value))) == [line]
+    assert notes(both(tmp_path, duel(), changed(path, value))) == [line]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +96,7 @@ def test_environments_that_differ_are_named(
 def test_readings_of_the_moment_and_what_is_not_known_are_no_difference(
     tmp_path: Path, path: str, value: Any
 ) -> None:
-    assert comparability.notes(both(tmp_path, duel(), changed(path, value))) == []
+    assert notes(both(tmp_path, duel(), changed(path, value))) == []
 
 
 @pytest.mark.parametrize(
@@ -112,7 +117,7 @@ def test_readings_of_the_moment_and_what_is_not_known_are_no_difference(
     ],
 )
 def test_records_that_differ_are_named(tmp_path: Path, change: dict[str, Any], line: str) -> None:
-    assert comparability.notes(both(tmp_path, duel(**change))) == [line]
+    assert notes(both(tmp_path, duel(**change))) == [line]
 
 
 @pytest.mark.parametrize(("field", "words"), [("history", "history"), ("prompt_sha256", "prompts")])
@@ -120,11 +125,11 @@ def test_prompts_and_history_are_compared_turn_by_turn(
     tmp_path: Path, field: str, words: str
 ) -> None:
     lines = [line | ({field: "c" * 64} if line["prompt_id"] == 3 else {}) for line in duel()]
-    (note,) = comparability.notes(both(tmp_path, lines))
+    (note,) = notes(both(tmp_path, lines))
     assert note.startswith(f"Different {words} of mini, tiny: ")
     # Turns that one run alone holds say nothing of the others.
     fewer = [line for line in lines if line["prompt_id"] != 3]
-    (note,) = comparability.notes(both(tmp_path, fewer))
+    (note,) = notes(both(tmp_path, fewer))
     assert note == "Different turns of mini, tiny: 4 (one); 3 (two)"
 
 
@@ -139,16 +144,16 @@ def test_weights_are_compared_where_both_have_the_method(tmp_path: Path) -> None
     other = made(tmp_path / "two", weighted("b", "fast"))
     page = build.load([one, other])
     note = "Different checkpoint of tiny fast(n=3): aaaaaaaa (one); bbbbbbbb (two)"
-    assert comparability.notes(page) == [note]
+    assert notes(page) == [note]
     made(tmp_path / "two", weighted("b", "faster"))
-    assert comparability.notes(build.load([one, other])) == []
+    assert notes(build.load([one, other])) == []
 
 
 def test_settings_that_differ_are_named_and_lists_of_rows_are_for_the_record(
     tmp_path: Path,
 ) -> None:
     page = both(tmp_path, duel(), limit=3, models=["tiny", "other"])
-    assert comparability.notes(page) == ["Different setting limit: none (one); 3 (two)"]
+    assert notes(page) == ["Different setting limit: none (one); 3 (two)"]
     (table,) = comparability.section(page).tables
     found = [[cell.text for cell in row] for row in table.rows]
     assert found == [
@@ -161,7 +166,7 @@ def test_settings_that_differ_are_named_and_lists_of_rows_are_for_the_record(
 
 def test_other_packages_are_for_the_record(tmp_path: Path) -> None:
     page = both(tmp_path, duel(), changed("packages.numpy", "2.5"))
-    assert comparability.notes(page) == []
+    assert notes(page) == []
     (table,) = comparability.section(page).tables
     assert [row[0].text for row in table.rows] == ["packages.numpy"] * 2
 
@@ -169,7 +174,7 @@ def test_other_packages_are_for_the_record(tmp_path: Path) -> None:
 def test_a_run_without_an_environment_is_named_once(tmp_path: Path) -> None:
     one, two = made(tmp_path / "one", duel()), made(tmp_path / "two", duel())
     (two / "environment.json").unlink()
-    found = comparability.notes(build.load([one, two]))
+    found = notes(build.load([one, two]))
     assert found == ["Different environment.json: kept (one); missing (two)"]
 
 
@@ -178,7 +183,7 @@ def test_runs_of_one_value_stand_together(tmp_path: Path) -> None:
         made(tmp_path / name, duel(), changed("cuda.driver", driver))
         for name, driver in (("a", "580"), ("b", "590"), ("c", "580"))
     ]
-    found = comparability.notes(build.load(folders))
+    found = notes(build.load(folders))
     assert found == ["Different driver: 580 (a, c); 590 (b)"]
 
 
@@ -192,7 +197,7 @@ def test_a_single_run_is_silent(tmp_path: Path) -> None:
         failure("fast", "no heads", "skipped", prompt_id=None, turn=None, repeat=None),
     ]
     page = build.load([made(tmp_path / "run", lines)])
-    assert comparability.notes(page) == []
+    assert notes(page) == []
     section = comparability.section(page)
     assert (list(section.tables), section.empty, section.body) == ([], "", None)
 
@@ -201,17 +206,17 @@ def test_what_differs_inside_a_run_is_named(tmp_path: Path) -> None:
     moved = [line | {"key": line["key"][::-1]} for line in duel(device="a card")]
     lines = [*duel(), *moved, *duel(engine="compile")]
     page = build.load([made(tmp_path / "run", lines)])
-    assert comparability.notes(page) == [
+    assert notes(page) == [
         "Different device inside run: a card (16 records); cpu (32 records)",
         "Different engine inside run: compile (16 records); eager (32 records)",
     ]
     planned = build.load([made(tmp_path / "run", lines, engine=["eager", "compile"])])
-    assert len(comparability.notes(planned)) == 1  # the grid says so
+    assert len(notes(planned)) == 1  # the grid says so
 
 
 def test_two_prompts_of_one_turn_are_named(tmp_path: Path) -> None:
     lines = [*duel(), record(prompt_id=2, prompt_sha256="ff", repeat=5)]
-    (note,) = comparability.notes(build.load([made(tmp_path / "run", lines)]))
+    (note,) = notes(build.load([made(tmp_path / "run", lines)]))
     assert note == "Different prompts or history of mini inside run: 1 turn with more than one"
 
 
@@ -219,9 +224,9 @@ def test_studies_are_compared_with_studies(tmp_path: Path) -> None:
     run = made(tmp_path / "run", duel())
     one = write_study(tmp_path / "one", example(), "turns: 1\n", ["python"])
     two = write_study(tmp_path / "two", example(device="other"), "turns: 2\n", ["python"])
-    assert comparability.notes(build.load([run, one])) == []
+    assert notes(build.load([run, one])) == []
     assert not comparability.section(build.load([run, one])).empty
-    found = comparability.notes(build.load([run, one, two]))
+    found = notes(build.load([run, one, two]))
     assert found == [
         "Different device: a card (one); other (two)",
         "Different setting turns: 1 (one); 2 (two)",
@@ -230,7 +235,7 @@ def test_studies_are_compared_with_studies(tmp_path: Path) -> None:
 
 def test_hostile_values_are_spelled_out(tmp_path: Path) -> None:
     page = both(tmp_path, duel(), changed("python", "3\u202e<script>\0"))
-    (note,) = comparability.notes(page)
+    (note,) = notes(page)
     assert note == r"Different Python: 3.11.7 (one); 3\u202e<script>\x00 (two)"
 
 
@@ -238,7 +243,7 @@ def test_sessions_of_one_run_are_compared(tmp_path: Path) -> None:
     later = changed("git.commit", "b" * 40)
     sessions = ENVIRONMENT | {"continued": [ENVIRONMENT, later]}
     page = build.load([made(tmp_path / "run", duel(), sessions)])
-    assert comparability.notes(page) == ["Different commit inside run: aaaaaaaa; bbbbbbbb"]
+    assert notes(page) == ["Different commit inside run: aaaaaaaa; bbbbbbbb"]
     (table,) = environment.section(page).tables
     items = {row[0].text: row[1].text for row in table.rows}
     assert items["git.commit"] == "a" * 40
@@ -253,5 +258,5 @@ def test_other_code_is_named_and_older_runs_have_none(tmp_path: Path) -> None:
     other = ENVIRONMENT | {"code": {"bench": "d" * 64}}
     two = made(tmp_path / "two", duel(), other, provenance=kept | {"code": {"bench": "d" * 64}})
     old = made(tmp_path / "old", duel(), ENVIRONMENT)
-    (note,) = comparability.notes(build.load([one, two, old]))
+    (note,) = notes(build.load([one, two, old]))
     assert note == "Different code of bench: cccccccc (one); dddddddd (two)"

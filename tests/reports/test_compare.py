@@ -121,7 +121,7 @@ def test_the_references_are_shown_and_decide_nothing(
     said = capsys.readouterr().out
     assert "The references themselves, in seconds per token (not part of the comparison)" in said
     assert "1000.000 ms -> 1500.000 ms" in said
-    assert "+50.0 % [+47.1, +53.0]" in said  # of two runs, 1 % each way is noise
+    assert "+50.0 % [+45.7, +54.5]" in said  # 1.5 % between runs is noise
     assert "The references changed" in said
 
 
@@ -305,21 +305,21 @@ def steady(questions: int = 12, repeats: int = 3, methods: int = 4) -> pd.DataFr
 def measured(
     records: pd.DataFrame, noise: np.random.Generator, between: float, slow: float = 1.0
 ) -> pd.DataFrame:
-    """The same on a real machine: single answers vary by 5 %, the machine by 10 % from run to run,
-    methods apart by `between` from run to run and by 1 % from repeat to repeat. `m0` is `slow`."""
+    """The same on a real machine: single answers vary by 3 %, the machine by 10 % from run to run,
+    methods apart by `between` from run to run and by 0.5 % within one. `m0` is `slow`."""
     label, repeat = records["label"].to_numpy(), records["repeat"].to_numpy(dtype=int)
     names, of = np.unique(label, return_inverse=True)
-    logs = noise.normal(0, 0.05, len(records)) + noise.normal(0, 0.1)
+    logs = noise.normal(0, 0.03, len(records)) + noise.normal(0, 0.1)
     logs += noise.normal(0, between, len(names))[of]
-    logs += noise.normal(0, 0.01, (len(names), repeat.max() + 1))[of, repeat]
+    logs += noise.normal(0, 0.005, (len(names), repeat.max() + 1))[of, repeat]
     factor = np.exp(logs) * np.where(label == "m0", slow, 1.0)
     return records.assign(decode_s=records["decode_s"] * factor)
 
 
-RUNS = 30
+RUNS = 20
 
 
-@pytest.mark.parametrize(("a", "b", "between"), [(1, 1, 0.005), (2, 2, 0.02)])
+@pytest.mark.parametrize(("a", "b", "between"), [(1, 1, 0.0075), (2, 2, 0.02)])
 def test_unchanged_runs_look_changed_once_in_twenty(a: int, b: int, between: float) -> None:
     """Noise between runs as assumed, or more than that and measured."""
     records, noise = steady(), np.random.default_rng(5)
@@ -328,19 +328,20 @@ def test_unchanged_runs_look_changed_once_in_twenty(a: int, b: int, between: flo
         sides = [[measured(records, noise, between) for _ in range(n)] for n in (a, b)]
         rows = changes.changes(sides[0], sides[1], absolute=False).rows
         alarms += bool((rows["p"] < 0.05).any())
-        questions = jackknife_alone(sides[0][0], sides[1][0])
-        alone += bool((questions["p"] < 0.05).any())
+        row = answers_alone(sides[0][0], sides[1][0])
+        alone += bool(((row["low"] > 0) | (row["high"] < 0)).any())
     assert alarms <= 0.05 * RUNS + 1
-    assert alone > 0.2 * RUNS, "the control: questions alone do not show the noise"
+    assert alone > 0.15 * RUNS, "the control: single answers do not show the noise"
 
 
-def jackknife_alone(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """Rows as if nothing varied between repeats and runs: each with a repeat of its own."""
-    once = [run[run["repeat"] == 0] for run in (a, b)]
-    return changes.changes([once[0]], [once[1]], absolute=True, noise=0.0).rows
+def answers_alone(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
+    """Rows as if nothing varied but single answers, each row by itself."""
+    names = a["prompt_id"].astype(str) + "-" + a["repeat"].astype(str)
+    once = [run.assign(prompt_id=names, repeat=0) for run in (a, b)]
+    return changes.changes([once[0]], [once[1]], absolute=False, noise=0.0).rows
 
 
-@pytest.mark.parametrize(("a", "b", "between"), [(1, 1, 0.005), (3, 1, 0.01)])
+@pytest.mark.parametrize(("a", "b", "between"), [(1, 1, 0.0075), (3, 1, 0.005)])
 def test_a_tenth_slower_is_found(a: int, b: int, between: float) -> None:
     records, noise = steady(), np.random.default_rng(6)
     found = others = 0
@@ -348,8 +349,8 @@ def test_a_tenth_slower_is_found(a: int, b: int, between: float) -> None:
         before = [measured(records, noise, between) for _ in range(a)]
         after = [measured(records, noise, between, slow=1.1) for _ in range(b)]
         rows = changes.changes(before, after, absolute=False).rows.set_index("label")
-        row = rows.to_dict("index")["m0"]
-        found += bool(row["p"] < 0.05 and row["change"] > 0)
+        slow = rows.loc[["m0"]]
+        found += bool(((slow["p"] < 0.05) & (slow["change"] > 0)).all())
         others += bool((rows.drop(index="m0")["p"] < 0.05).any())
     assert found >= 9
     assert others <= 1
@@ -371,7 +372,7 @@ def test_further_runs_measure_the_noise(tmp_path: Path, capsys: pytest.CaptureFi
     code, plain = row(tmp_path, folders, "--fail-slower", "0%")
     assert code == 1
     assert (
-        "between runs 1.0 %, as assumed (--also-a, --also-b measure it)" in capsys.readouterr().out
+        "between runs 1.5 %, as assumed (--also-a, --also-b measure it)" in capsys.readouterr().out
     )
     again = [
         str(write_run(tmp_path / n, turns(at, s))) for n, at, s in (("x", 3, 1.1), ("y", 4, 0.9))

@@ -35,14 +35,16 @@ def speedup(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
             if low == low:  # no interval for the reference and for single questions
                 axes.plot([low, high], [place, place], color=INK, linewidth=1.3)
             end = min(longest, max(value, high)) if high == high else value
+            end = max(end, 1.0)  # right of the line at 1
             axes.text(end + 0.015 * right, place, f"{value:.2f}×", va="center")
         axes.set_xlim(0, right)
         axes.set_xlabel("speedup over autoregressive decoding")
 
-    return draw_panels("speedup", "Speedup by method with 95 % intervals", panels, draw)
+    alt = "Speedup by method with 95 % intervals"
+    return draw_panels("speedup", alt, panels, draw, lambda label: style[label].name)
 
 
-def accepted(panels: Sequence[Panel]) -> Markup:
+def accepted(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
     """Bars of the share of verify steps by the tokens they emitted, the mean next to each."""
     most = max(max(steps) for panel in panels for steps in panel.rows["histogram"])
     longest = min(LONGEST, most)
@@ -62,10 +64,13 @@ def accepted(panels: Sequence[Panel]) -> Markup:
 
     keys = [Key(name, colour) for name, colour in zip(names, colours, strict=True)]
     alt = "Shares of verify steps by accepted length"
-    return draw_panels("accepted", alt, panels, draw, keys, "tokens per step")
+    return draw_panels(
+        *("accepted", alt, panels, draw, lambda label: style[label].name, keys),
+        key_title="Tokens per step",
+    )
 
 
-def shares(panels: Sequence[Panel]) -> Markup:
+def shares(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
     """Bars of the decode loop's time by phase."""
     order = sorted(PHASES, key=list(PHASE_COLOURS).index)
     colours = [PHASE_COLOURS[phase] for phase in order]
@@ -79,6 +84,5 @@ def shares(panels: Sequence[Panel]) -> Markup:
         percent_axis(axes, "share of the decode loop's time")
 
     keys = [Key(phase, PHASE_COLOURS[phase]) for phase in order]
-    return draw_panels(
-        "shares", "Verification share with draft, accept and other", panels, draw, keys
-    )
+    alt = "Verification share with draft, accept and other"
+    return draw_panels("shares", alt, panels, draw, lambda label: style[label].name, keys)

@@ -1,9 +1,13 @@
-"""Axes in a grid with titles and a legend: what figures are drawn on."""
+"""Panels with a legend: what figures are drawn on.
+
+Each panel is a drawing of its own, so that a page can set one or several abreast; titles and the
+legend are text of the page.
+"""
 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import matplotlib.style
@@ -13,12 +17,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from reports.page.figures.style import INK, STYLE, WIDTH
+from reports.page.figures.style import INK, MARKERS, STYLE, WIDTH, Look
 from reports.page.figures.svg import svg
 
 Drawn = TypeVar("Drawn")
 
-NAME_WIDTH, NAME_LINES = 34, 3  # characters and lines of a label
+NAME_WIDTH, NAME_LINES = 25, 4  # characters and lines of a row's name
+
+_KEY = Markup(
+    '<li class="key"><svg viewBox="-6 -6 12 12" aria-hidden="true"><path d="{}" fill="{}"/></svg>'
+    "{}</li>"
+)
+_PANEL = Markup('<div class="panel-drawn"><p class="title">{}</p>{}</div>')
 
 
 class Key(NamedTuple):
@@ -36,6 +46,45 @@ class Panel(NamedTuple):
     rows: pd.DataFrame
 
 
+def keys_of(labels: Iterable[str], style: Mapping[str, Look]) -> list[Key]:
+    """The legend of methods, each once."""
+    looks = [style[label] for label in dict.fromkeys(labels)]
+    return [Key(look.name, look.colour, look.marker) for look in looks]
+
+
+def legend(keys: Sequence[Key], title: str = "") -> Markup:
+    """Nothing without keys."""
+    if not keys:
+        return Markup("")
+    named = Markup('<li class="of">{}:</li>').format(title) if title else ""
+    shown = Markup("").join(_KEY.format(MARKERS[k.marker], k.colour, k.name) for k in keys)
+    return Markup('<ul class="keys">{}{}</ul>').format(named, shown)
+
+
+def framed(
+    name: str,
+    alt: str,
+    drawings: Sequence[tuple[str, Figure]],
+    keys: Sequence[Key] = (),
+    key_title: str = "",
+) -> Markup:
+    """Drawings with their titles below one legend; name: of their ids."""
+    panels = [
+        _PANEL.format(
+            title, svg(figure, f"{name}-{at}", f"{alt}, {title}. The tables hold the numbers.")
+        )
+        for at, (title, figure) in enumerate(drawings)
+    ]
+    return legend(keys, key_title) + Markup('<div class="panels">{}</div>').format(
+        Markup("").join(panels)
+    )
+
+
+def blank(height: float) -> Figure:
+    """A figure of a panel's width and a height in inches."""
+    return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.06))
+
+
 def draw_grid(
     name: str,
     alt: str,
@@ -46,23 +95,18 @@ def draw_grid(
     y: str,
     height: float,
 ) -> Markup:
-    """Axes of a height in inches, two abreast, each with a title and what is drawn on it."""
-    across = min(2, len(shown))
-    down = -(-len(shown) // across)
+    """Axes of a height in inches, each with a title and what is drawn on it."""
+    drawings = []
     with matplotlib.style.context(["default", STYLE]):
-        size = (WIDTH, height * down + _legend_height(keys))
-        figure = Figure(figsize=size, layout=ConstrainedLayoutEngine(h_pad=0.1))
-        grid = figure.subplots(down, across, squeeze=False).ravel()
-        for axes, (title, what) in zip(grid, shown, strict=False):
+        for title, what in shown:
+            figure = blank(height)
+            axes = figure.subplots()
             draw(axes, what)
-            axes.set_title(wrapped(title, int(WIDTH / across / 0.085)), pad=8)
             axes.set_xlabel(x)
             axes.set_ylabel(y)
             axes.grid(color=INK, alpha=0.12)
-        for axes in grid[len(shown) :]:
-            axes.set_axis_off()
-        _legend(figure, keys, None)
-        return svg(figure, name, f"{alt}. The tables below hold the numbers.")
+            drawings.append((title, figure))
+        return framed(name, alt, drawings, keys)
 
 
 def draw_panels(
@@ -70,68 +114,30 @@ def draw_panels(
     alt: str,
     panels: Sequence[Panel],
     draw: Callable[[Axes, pd.DataFrame], None],
+    named: Callable[[str], str],
     keys: Sequence[Key] = (),
-    key_title: str | None = None,
+    key_title: str = "",
     rows: str = "label",
 ) -> Markup:
-    """Panels two abreast, their rows named at the left, one legend above; name: of its ids."""
-    names = [[_named(value) for value in panel.rows[rows].unique()] for panel in panels]
-    across = min(2, len(panels))
-    down = -(-len(panels) // across)
-    tallest = max(map(len, names))
-    lines = [line for ticks in names for tick in ticks for line in tick.splitlines()]
-    row = max(0.27, 0.06 + 0.15 * max(tick.count("\n") + 1 for ticks in names for tick in ticks))
-    room = WIDTH / across - 0.07 * max(map(len, lines), default=0)  # inches right of the labels
+    """Panels whose rows are named at the left: `named` of the column `rows`."""
+    drawings = []
     with matplotlib.style.context(["default", STYLE]):
-        height = down * (row * tallest + 0.8) + _legend_height(keys)
-        figure = Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(h_pad=0.1))
-        grid = figure.subplots(down, across, squeeze=False).ravel()
-        for axes, panel, ticks in zip(grid, panels, names, strict=False):
+        for panel in panels:
+            names = [_wrapped(named(str(value))) for value in panel.rows[rows].unique()]
+            row = max(0.27, 0.06 + 0.15 * max(name.count("\n") + 1 for name in names))
+            figure = blank(row * len(names) + 0.5)
+            axes = figure.subplots()
             draw(axes, panel.rows)
-            axes.set_title(wrapped(panel.title, int(room / 0.085)), pad=8)
-            axes.set_yticks(range(len(ticks)), ticks)
-            axes.set_ylim(len(ticks) - 0.4, -0.6)
+            axes.set_yticks(range(len(names)), names)
+            axes.set_ylim(len(names) - 0.4, -0.6)
             axes.grid(axis="x", color=INK, alpha=0.12)
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
-        if keys:
-            _legend(figure, keys, key_title)
-        return svg(figure, name, f"{alt}. The table below holds the numbers.")
+            drawings.append((panel.title, figure))
+        return framed(name, alt, drawings, keys, key_title)
 
 
-def _legend(figure: Figure, keys: Sequence[Key], title: str | None) -> None:
-    blank = figure.axes[0]
-    figure.legend(
-        [blank.scatter([], [], 44, color=key.colour, marker=key.marker) for key in keys],
-        [_named(key.name) for key in keys],
-        title=title,
-        loc="outside upper left",
-        ncols=_legend_columns(keys),
-        handletextpad=0.2,
-        alignment="left",
-    )
-
-
-def _legend_columns(keys: Sequence[Key]) -> int:
-    longest = max(len(line) for key in keys for line in _named(key.name).splitlines())
-    return min(len(keys), int(WIDTH / (0.3 + 0.075 * longest)))
-
-
-def _legend_height(keys: Sequence[Key]) -> float:
-    """Inches; none without keys."""
-    if not keys:
-        return 0
-    down = -(-len(keys) // _legend_columns(keys))
-    return 0.3 + 0.17 * down * max(_named(key.name).count("\n") + 1 for key in keys)
-
-
-def wrapped(title: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(title, width, max_lines=3, placeholder="…"))
-
-
-def _named(name: object) -> str:
-    """A label on as few lines as it needs, broken after commas too; a longer one is cut."""
-    text = " ".join(str(name).split()).replace(",", ",\v")
+def _wrapped(name: str) -> str:
+    """A name on as few lines as it needs, broken after commas too; a longer one is cut."""
+    text = " ".join(name.split()).replace(",", ",\v").replace("(", "(\v")
     lines = textwrap.wrap(
         text,
         NAME_WIDTH,

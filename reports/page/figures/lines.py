@@ -16,7 +16,6 @@ from reports.page.figures.style import Look
 class Curve(NamedTuple):
     """Points of one line: y above each x; dashed where it is no measurement."""
 
-    name: str
     x: Sequence[float]
     y: Sequence[float]
     look: Look
@@ -39,12 +38,12 @@ def draw_curves(
     share: bool,
     linear: bool = False,
 ) -> Markup:
-    """Lines over a logarithmic or a linear x, two charts abreast; y is a share of a whole or
-    logarithmic.
+    """Lines over a logarithmic or a linear x; y is a share of a whole or logarithmic.
 
     name: of the figure's ids; x, y: what the axes say. Lines of one name look the same everywhere.
     """
-    keys = {c.name: Key(c.name, c.look.colour, c.look.marker) for ch in charts for c in ch.curves}
+    looks = dict.fromkeys(curve.look for chart in charts for curve in chart.curves)
+    keys = [Key(look.name, look.colour, look.marker) for look in looks]
 
     def draw(axes: Axes, lines: Sequence[Curve]) -> None:
         for curve in lines:
@@ -71,4 +70,4 @@ def draw_curves(
             log_ticks(axes.yaxis)
 
     shown = [(chart.title, chart.curves) for chart in charts]
-    return draw_grid(name, alt, shown, draw, list(keys.values()), x, y, 2.9)
+    return draw_grid(name, alt, shown, draw, keys, x, y, 2.9)

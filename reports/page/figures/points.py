@@ -8,13 +8,13 @@ import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from reports.page.figures.canvas import Key, Panel, draw_grid, draw_panels
+from reports.page.figures.canvas import Panel, draw_grid, draw_panels, keys_of
 from reports.page.figures.style import INK, Look
 
 
 def categories(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
     """Dots of each method's speedup in each category, a panel for each setting."""
-    drawn = dict.fromkeys(label for panel in panels for label in panel.rows["label"])
+    drawn = [label for panel in panels for label in panel.rows["label"]]
     values = pd.concat([panel.rows["speedup"] for panel in panels])
     left, right = min(1.0, float(values.min())), max(1.0, float(values.max()))
     room = 0.04 * max(right - left, 0.1)
@@ -30,15 +30,13 @@ def categories(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
         axes.grid(axis="y", color=INK, alpha=0.1)
         axes.set_xlabel("speedup over autoregressive decoding")
 
-    keys = [Key(label, *style[label]) for label in drawn]
-    alt = "Speedup by category and method"
-    return draw_panels("categories", alt, panels, draw, keys, rows="category")
+    alt, keys = "Speedup by category and method", keys_of(drawn, style)
+    return draw_panels("categories", alt, panels, draw, str, keys, rows="category")
 
 
 def scatter(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
     """A dot for each question: its speedup above its accepted length, a panel for each setting."""
-    drawn = dict.fromkeys(label for panel in panels for label in panel.rows["label"])
-    keys = [Key(label, *style[label]) for label in drawn]
+    keys = keys_of((label for panel in panels for label in panel.rows["label"]), style)
 
     def draw(axes: Axes, rows: pd.DataFrame) -> None:
         axes.axhline(1, color=INK, linewidth=0.8, linestyle=(0, (3, 2)))

@@ -23,10 +23,8 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     body = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", body)
     body = _shorter(body.replace(INK, "currentColor"))
-    width = 96 / 72 * float(box.split()[2])
     return Markup(
-        f'<svg class="drawn" viewBox="{box}" style="width:{width:.0f}px" role="img" '
-        f'aria-label="{escape(alt)}">{body}</svg>'
+        f'<svg class="drawn" viewBox="{box}" role="img" aria-label="{escape(alt)}">{body}</svg>'
     )
 
 

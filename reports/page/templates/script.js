@@ -153,7 +153,7 @@
         else link.removeAttribute("aria-current");
       });
     }, { rootMargin: "-10% 0px -60% 0px" });
-    all("main > section").forEach((section) => observer.observe(section));
+    links.forEach((_, id) => observer.observe(document.getElementById(id)));
   }
 
   // ---- a target inside something folded, and print, open it
@@ -165,6 +165,12 @@
     };
     addEventListener("hashchange", reveal);
     if (location.hash) reveal();
+    const button = document.getElementById("unfold");
+    button.addEventListener("click", () => {
+      const open = button.getAttribute("aria-pressed") !== "true";
+      all(".foldable > details").forEach((one) => { one.open = open; });
+      button.setAttribute("aria-pressed", String(open));
+    });
     let opened = [];
     addEventListener("beforeprint", () => {
       opened = all("main details:not([open]), header details:not([open])");
