@@ -5,8 +5,8 @@ significance, tokens/s by model, engine and method, and where the time goes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from dataclasses import replace
+from functools import partial
 
 import pandas as pd
 from markupsafe import Markup

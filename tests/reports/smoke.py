@@ -91,7 +91,7 @@ def smoke_run(folder: Path) -> Path:
         "float32_matmul_precision": "highest",
         "datasets": {"mini": "cd" * 32},
         "dtype": "torch.bfloat16",
-        "code": provenance["code"],
+        "code": settings["provenance"]["code"],
     }
     write_run(
         folder,
