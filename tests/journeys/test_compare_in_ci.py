@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.qwen2 import save_qwen2
+
 if TYPE_CHECKING:
     from tests.journeys.conftest import Shell
 
@@ -29,8 +31,9 @@ def slow_copy(run: Path, copy: Path, factor: float) -> None:
 
 
 def test_a_build_fails_where_a_method_became_slower(shell: Shell) -> None:
+    save_qwen2(shell.folder / "my-qwen")  # synthetic models have no speedup to compare
     run = (
-        "python -m bench.run --models synthetic:predictable --methods prompt_lookup --limit 4 "
+        "python -m bench.run --models ./my-qwen --methods prompt_lookup --limit 4 "
         "--turns 1 --max-new-tokens 24 --repeats 2 --device cpu --dtype float32 --no-report"
     )
     for name in ("before", "after"):

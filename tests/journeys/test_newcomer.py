@@ -19,7 +19,8 @@ def test_a_newcomer_sees_what_there_is_and_runs_it(shell: Shell, small: str) -> 
     listed = shell("chimera-bench list").stdout
     assert all(f"\n  {name} " in listed for name in ("smollm2-135m", "medusa(nodes=26)", "mini"))
 
-    run = f"chimera-bench run --models synthetic:predictable --methods lookahead prompt_lookup {small}"
+    methods = "--methods lookahead prompt_lookup"
+    run = f"chimera-bench run --models synthetic:predictable {methods} {small}"
     typo = shell.refused(run.replace("lookahead", "lookahed"))
     assert typo == "error: unknown method 'lookahed'; did you mean 'lookahead'?"
     assert not list(shell.folder.iterdir()), "a refused run leaves nothing"
