@@ -1,5 +1,8 @@
 """Sessions of nox, each with what it does: `python -m nox --list`."""
 
+import tempfile
+from pathlib import Path
+
 import nox
 
 nox.options.sessions = ["lint", "types", "tests"]
@@ -73,6 +76,22 @@ def browser(session: nox.Session) -> None:
         session.run("python", "-m", "tests.browser.screenshots", *session.posargs[1:])
     else:
         session.run("pytest", "-m", "browser", "tests/browser", *session.posargs)
+
+
+@nox.session
+def journeys(session: nox.Session) -> None:
+    """Five users' paths through the commands, on the installed wheel, outside the checkout."""
+    chosen = [str(Path("tests/journeys").resolve()), "-m", "journeys"]
+    session.install(TORCH, "build")
+    with tempfile.TemporaryDirectory() as outside:
+        session.run("python", "-m", "build", "--outdir", outside, silent=True)
+        (wheel,) = Path(outside).glob("*.whl")
+        session.install(f"{wheel}[test]")
+        session.install("--force-reinstall", "--no-deps", str(wheel))  # of the same version
+        with session.chdir(outside):
+            # `importlib` and a script leave the checkout out of sys.path.
+            options = ["--import-mode=importlib", "-p", "no:cacheprovider", "-n", "2"]
+            session.run("pytest", *options, *chosen, *session.posargs)
 
 
 @nox.session

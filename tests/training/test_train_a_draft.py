@@ -9,24 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from bench.decoding.decoder import TargetInfo
 from bench.questions import registry
 from bench.run import __main__ as run
 from bench.run import methods, preflight
 from bench.targets import registry as targets
-from bench.targets.synthetic import tokenizer
 from bench.training import distill, train, trees
 from tests import harness
+from tests.qwen2 import save_qwen2
 from tests.test_readme import blocks
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs/train-a-draft.md"
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 MODULES: dict[str, Any] = {
     "bench.training.distill": distill,
     "bench.training.train": train,
@@ -60,37 +54,13 @@ def call(words: list[str]) -> int:
     return code
 
 
-def qwen2(folder: Path) -> None:
-    """Save a random Qwen2 with a ChatML tokenizer of bytes."""
-    words: PreTrainedTokenizerFast = tokenizer(320, 2048)
-    words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
-    words.eos_token = "<|im_end|>"
-    words.chat_template = CHATML
-    words.save_pretrained(folder)
-    end = words.convert_tokens_to_ids("<|im_end|>")
-    torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=320,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        eos_token_id=end,
-        bos_token_id=None,
-        initializer_range=0.2,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
-
-
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the document's `my-model` and `prompts.jsonl`; packaged question sets alone."""
     packaged = {name: registry.REGISTRY[name] for name in ("mini", "tuning")}
     monkeypatch.setattr(registry, "REGISTRY", packaged)
     monkeypatch.chdir(tmp_path)
-    with torch.random.fork_rng():
-        qwen2(tmp_path / "my-model")
+    save_qwen2(tmp_path / "my-model")
     (forms,) = blocks(DOCUMENT.read_text(encoding="utf-8"), "json")
     rows = [
         forms.replace("hash table", f"{thing} table") for thing in ("sea", "hash", "tea", "bee")
