@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 SETTING = ("model", "dataset", "temperature", "dtype", "device", "top_k", "top_p", "max_new_tokens")
+WEIGHTS = ("checkpoint_sha256", "tree_sha256")  # tell rows of one label apart
 
 
 def throughput(speedups: pd.DataFrame) -> tuple[pd.DataFrame, Sequence[str]]:
@@ -22,13 +23,14 @@ def throughput(speedups: pd.DataFrame) -> tuple[pd.DataFrame, Sequence[str]]:
     if known.empty:
         return known, ()
     setting = list(SETTING)
-    if known.duplicated([*setting, "label", "reference_engine"]).any():
+    row = ["label", *(name for name in WEIGHTS if name in known)]
+    if known.duplicated([*setting, *row, "reference_engine"]).any():
         setting.insert(0, "run")
     fastest = known.groupby("reference_engine")["tokens_per_s"].max()
     engines = list(fastest.sort_values(ascending=False, kind="stable").index)
     lines = []
-    for _, group in known.groupby([*setting, "label"], dropna=False, sort=False):
-        own = group.set_index("reference_engine")
+    for _, group in known.groupby([*setting, *row], dropna=False, sort=False):
+        own = group.drop_duplicates("reference_engine").set_index("reference_engine")
         lines.append(
             {
                 **group.iloc[0],

@@ -329,7 +329,7 @@ def test_turns_are_chosen_by_the_rule(tmp_path: Path) -> None:
     assert turns.choose(40) == chosen
     assert sum(len(one) for one in ids.values()) == 40
     found = answers.section(page)
-    assert found.lead.startswith("40 of 60 turns: each set of one model, question set, engine and ")
+    assert found.lead.startswith("40 of 60 turns: of each setting in turn, the largest gain, ")
     whys = [text for _, text in body(found).all("span", "why")]
     assert whys == [why for _, why in chosen]
 

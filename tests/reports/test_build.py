@@ -246,7 +246,8 @@ def test_the_headline_is_the_fastest_setting_not_the_largest_ratio(tmp_path: Pat
         words(page)
     )
     table = words(page).partition("Tokens/s by model, engine and method")[2]
-    assert "? compile ? eager fast(n=3) 13.3 1.33× 2.00 2.00×" in table  # the fastest engine first
+    assert table.index(" compile ") < table.index(" eager ")  # the fastest engine first
+    assert "fast(n=3) 13.3 1.33× 2.00 2.00×" in table
 
 
 def test_differences_of_runs_are_one_line(tmp_path: Path) -> None:

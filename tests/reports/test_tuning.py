@@ -56,7 +56,7 @@ def tuned_run(folder: Path, *entries: TunedMethod, place: TunedFor = PLACE) -> P
 
 
 def section(page: str) -> str:
-    return page.partition('<section id="tuning"')[2].partition("</section>")[0]
+    return page.partition('id="tuning"')[2].partition("</section>")[0]
 
 
 def test_pages_of_other_runs_have_no_such_section(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_curve_and_choice_are_shown(tmp_path: Path) -> None:
     assert re.search(r'<svg [^>]*role="img" aria-label="Speedup and accepted length', block)
     assert 'href="#tuning"' in page
     chosen = row_of(page, "tuning", "fast(nodes=5")
-    assert chosen.startswith("tiny eager bfloat16 cpu, 2 threads fast(nodes=5,depth=4,kind=")
+    assert chosen.startswith("fast(nodes=5,depth=4,kind=")
     assert "chosen 1.55× [1.45, 1.65] 2.00 6.0 12.90 10.00 4 4" in chosen
     assert "chosen" not in row_of(page, "tuning", "fast(nodes=7")
     assert "nodes=63" not in words(block)  # in the figure alone
