@@ -88,6 +88,7 @@ def test_which_tree_is_taken(tmp_path: Path) -> None:
     assert resolve(None, own, depth=2) == [(0,), (0, 0), (1,)]
     assert resolve(None, None) == resolve("paper", own) == shape
     assert resolve(str(path), own) == [(0,), (1,), (2,)]
+    assert resolve(None, []) == shape, "no true token of the held-out data had a low rank"
 
 
 def test_the_hash_is_that_of_the_paths_kept() -> None:

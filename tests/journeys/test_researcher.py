@@ -39,7 +39,7 @@ def test_a_researcher_asks_questions_of_their_own(shell: Shell) -> None:
 
     audited = shell("chimera-bench audit asked --draws 256").stdout
     assert audited.endswith("wrote asked/audit.json\n")
-    assert "prompt_lookup(n=3,k=10)" in audited
+    assert "asked: 6 outputs compared: 6 equal, 0 ties, 0 defects\n" in audited
     checked = shell("chimera-bench check asked").stdout
     assert re.fullmatch(r"asked: \d+ records, \d+ ok, \d+ failed, no violations\n", checked)
 

@@ -21,13 +21,14 @@ def resolve(
 
     Args:
         tree: a file, "paper", or None for `own`.
-        own: the tree that came with the weights, or None for the paper's.
+        own: the tree that came with the weights; None for the paper's, and so is a tree without
+            paths, which training grows where a draft ranks no true token low enough.
         counts: nodes of each level of the paper's tree.
         nodes, depth: the first `nodes` paths, none deeper than `depth`, are kept.
 
     ValueError, one line, where a tree cannot be read.
     """
-    if tree == PAPER or (tree is None and own is None):
+    if tree == PAPER or (tree is None and own in (None, [])):
         paths = shaped(counts)
     else:
         paths = parse(own) if tree is None else read(Path(tree))
