@@ -1,4 +1,4 @@
-"""An author writes the README's decoder in a folder of its own, installs it and runs it."""
+"""An author writes the documented decoder in a folder of its own, installs it and runs it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.journeys
 
-README = Path(__file__).resolve().parent.parent.parent / "README.md"
+DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs/add-a-decoder.md"
 GROUP = "chimera_bench.decoders"
 
 
 def block(language: str, word: str) -> str:
-    """The README's code block of a language that holds `word`."""
-    text = README.read_text(encoding="utf-8")
+    """The document's code block of a language that holds `word`."""
+    text = DOCUMENT.read_text(encoding="utf-8")
     blocks = re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     (found,) = (code for code in blocks if word in code)
     return str(found)
