@@ -38,9 +38,7 @@ def unsupported(config: Any, engine: str) -> str | None:
     if form is None:
         return None
     if EAGER not in form.engines:
-        return (
-            f"{form.text} is supported by no engine; choose a model that attends to all positions"
-        )
+        return f"{form.text} is supported by no engine; choose a decoder with full attention"
     return f"{form.text} runs on {', '.join(form.engines)} only"
 
 
