@@ -42,6 +42,7 @@ COMMANDS = {
     "tune": Command("bench.tune.__main__", "measure which parameters are fastest here"),
     "distill": Command("bench.training.distill", "have a model write its drafts' training set"),
     "train": Command("bench.training.train", "train drafts on that set"),
+    "pack": Command("bench.training.pack", "store trained drafts with fewer bits"),
     "trees": Command("bench.training.trees", "grow the static trees of trained drafts"),
 }
 

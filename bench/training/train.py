@@ -32,6 +32,7 @@ from bench.training.anchors import answer_anchors, drafted_tokens, sample_anchor
 from bench.training.curves import draw
 from bench.training.data import HELD_MOST, HELD_SHARE, Batch, Shards
 from bench.training.losses import distillation_loss, next_token_loss
+from bench.training.pack import check_bits
 from bench.training.resumable import Completed, ResumableState
 from bench.training.states import DraftHead, TargetStates
 from bench.training.statistics import statistics, tree
@@ -71,7 +72,7 @@ class TrainConfig:
     eval_every: int = option(250, "steps between held-out statistics")
     save_every: int = option(0, "steps between saved states; 0 saves once a minute")
     stop_at: int = option(0, "stop early at this step; the same command resumes; 0: do not")
-    bits: int = option(8, "of saved matrices: 8, or 16 for bfloat16")
+    bits: int = option(8, "of saved matrices: 4, 8, or 16 for bfloat16")
     device: str = cli.device_option()
     dtype: str = cli.dtype_option()
 
@@ -128,6 +129,7 @@ class Trainer:
         for name in ("steps", "tokens", "anchors", "eval_every"):
             if getattr(config, name) < 1:
                 raise UsageError(f"{cli.flag(name)} must be at least 1")
+        check_bits(config.bits)
         kinds = {name: trainable.load(name) for name in config.method}
         self.config = config
         device, dtype = environment.settled(config.device, config.dtype)
