@@ -69,7 +69,12 @@ SCRIPTED: dict[str, Make] = {
 LOSSLESS = tuple(name for name, point in discover().items() if point.load().lossless)
 CASES = (
     {name: registered(PARAMETERS.get(name, name)) for name in LOSSLESS}
-    | {"chimera_dynamic": registered("chimera(nodes=10,dynamic=true,beam=3,depth=4)")}
+    | {
+        "chimera_dynamic": registered("chimera(nodes=10,dynamic=true,beam=3,depth=4)"),
+        "medusa_lookup": registered("medusa(nodes=8,lookup=4)"),
+        "chimera_lookup": registered("chimera(nodes=10,depth=2,lookup=4)"),
+        "chimera_dynamic_lookup": registered("chimera(nodes=9,dynamic=true,beam=3,lookup=3)"),
+    }
     | SCRIPTED
 )
 # At temperature 0 typical acceptance is the lossless rule.
