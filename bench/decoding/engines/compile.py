@@ -1,5 +1,5 @@
-"""Engine `compile`: a layer of a Llama-like model in six to nine kernels, draft code without custom kernels through
-torch.compile, all in CUDA graphs.
+"""Engine `compile`: a layer of a Llama-like model in six to nine kernels, draft code without custom
+kernels through torch.compile, all in CUDA graphs.
 
 One row, or a few rows with small matrices, run a layer as [norm, q k v] -> [rotate, write to the
 cache, attend] -> [combine] -> [o, add] -> [norm, gate and up, SwiGLU] -> [down, add]; a few rows

@@ -31,7 +31,7 @@ NEAR = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.01}
 def make(model: Any, name: str, engine: str) -> tuple[TargetModel, str | None]:
     """(target on `engine`, None), or (target on `graph` or else on `eager`, why those before it
     cannot run here)."""
-    reasons = []
+    reasons: list[str] = []
     for tried in dict.fromkeys((engine, GRAPH, EAGER)):
         if tried == EAGER:
             break

@@ -316,8 +316,8 @@ def attend_rotated(
     fresh_v = qkv[:, (heads + kv_heads) * size :]
     stride = qkv.stride(0)
     return _attention(
-        qkv, stride, keys, values, fresh_k, fresh_v, stride, norms, cos, sin, depths, length, visible,
-        heads, True,
+        qkv, stride, keys, values, fresh_k, fresh_v, stride, norms, cos, sin, depths, length,
+        visible, heads, True,
     )  # fmt: skip
 
 
