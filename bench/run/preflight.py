@@ -11,7 +11,6 @@ from bench.decoding.decoder import TargetInfo
 from bench.decoding.drafts import static_trees
 from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError, on_hub
 from bench.decoding.engines import forms
-from bench.decoding.engines.registry import EAGER
 from bench.errors import UsageError
 from bench.questions import chat, history
 from bench.questions.history import Entries, HistoryEntry, Prompt
@@ -38,7 +37,7 @@ def notes(
     if shape is not None:
         for engine in config.engine:
             if reason := forms.unsupported(shape, engine):
-                yield f"{target.name} runs on {EAGER}, not on {engine}: {reason}"
+                yield f"{target.name} does not run on {engine}: {reason}"
     info = describe(target)
     for method in methods:
         if reason := method.unavailable(info):

@@ -1,4 +1,4 @@
-"""A target on an engine: made, tried against plain forwards, or replaced by `eager`."""
+"""A target on an engine: made, tried against plain forwards, or replaced by a simpler one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.engines.graph import WIDTHS
-from bench.decoding.engines.registry import CLASSES, EAGER, ON_CPU
+from bench.decoding.engines.registry import CLASSES, EAGER, GRAPH, ON_CPU
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
 
@@ -29,16 +29,22 @@ NEAR = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.01}
 
 
 def make(model: Any, name: str, engine: str) -> tuple[TargetModel, str | None]:
-    """(target on `engine`, None), or (target on `eager`, why `engine` cannot run here)."""
-    kind = load(engine, model.device.type)
-    reason = kind.unavailable(model)
-    if reason is None:
-        target = kind(model, name)
-        reason = None if engine == EAGER else trial(target, *_extent(target))
+    """(target on `engine`, None), or (target on `graph` or else on `eager`, why those before it
+    cannot run here)."""
+    reasons: list[str] = []
+    for tried in dict.fromkeys((engine, GRAPH, EAGER)):
+        if tried == EAGER:
+            break
+        kind = load(tried, model.device.type)
+        reason = kind.unavailable(model)
         if reason is None:
-            target.choose_root_width()
-            return target, None
-    return EagerTarget(model, name), f"{engine} cannot run here: {reason}"
+            target = kind(model, name)
+            reason = trial(target, *_extent(target))
+            if reason is None:
+                target.choose_root_width()
+                return target, "; ".join(reasons) or None
+        reasons.append(f"{tried} cannot run here: {reason}")
+    return EagerTarget(model, name), "; ".join(reasons) or None
 
 
 def _extent(target: TargetModel) -> tuple[Sequence[int], Sequence[int]]:
