@@ -8,7 +8,7 @@ head and query of a draft, W_k [h_t; .] + b and W_h h_t, is computed once per st
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch.nn import functional as F
 from bench.decoding.engines import ops
 from bench.decoding.target import TargetModel
 from chimera.model import Chimera
+
+# Where `ops.rotate_rows` writes: keys, values, cos, sin, length, depth, first.
+Place: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]
 
 
 def fits(model: Chimera, target: TargetModel) -> bool:
@@ -29,6 +32,12 @@ def fits(model: Chimera, target: TargetModel) -> bool:
         return not config.query_state
     ours, theirs = model.encoder.state_norm, model.heads.state_norm
     return torch.equal(ours.mean, theirs.mean) and torch.equal(ours.scale, theirs.scale)
+
+
+def draft(model: Chimera, target: TargetModel, head: Tensor | None) -> FusedDraft:
+    """The fused form of a model that `fits`."""
+    kind = FusedBlock if model.config.one_pass else FusedDraft
+    return kind(model, target, head)
 
 
 class FusedDraft:
@@ -102,19 +111,9 @@ class FusedDraft:
     ) -> Tensor:
         """logits [n, V'] for n nodes with embeddings x [n, 3d]; see `Drafter.expand`. `drafted`
         rows follow the true ones in [2, H, rows, D]."""
-        model, encoder, eps = self._model, self._model.encoder, self._model.config.eps
-        keys, values = rows[0], rows[1]
-        place = (keys, values, *self._tables, self._length, level - 1, drafted)
-        residual = model.trigram.residual
-        x = ops.linear(x, residual.weight, bias=residual.bias, silu=True, residual=x)
-        u = ops.linear(x, model.trigram.projection.weight, residual=self._pull)
-        q = ops.rotate_rows(
-            ops.linear(u, self._qkv, encoder.query_norm.weight, eps), encoder.heads, *place
-        )
-        attended = ops.attend(q, keys, values, self._length, visible).flatten(1)
-        x = ops.linear(attended, encoder.o_proj.weight, residual=u)
-        inner = ops.linear(x, encoder.gate_up.weight, encoder.ffn_norm.weight, eps, halves=True)
-        x = ops.linear(inner, encoder.down.weight, residual=x)
+        encoder, eps = self._model.encoder, self._model.config.eps
+        place = (rows[0], rows[1], *self._tables, self._length, level - 1, drafted)
+        x = self._layer(self._query(x), place, visible)
         if encoder.out_norm is not None:
             _, x = ops.add_norm(x, None, encoder.out_norm.weight, eps)  # x^
         if not last:  # its row, for deeper levels
@@ -132,6 +131,24 @@ class FusedDraft:
             affine=(norm.scale, norm.mean),
         )
         return ops.linear(z, self._head)
+
+    def _query(self, x: Tensor) -> Tensor:
+        """Inputs u [n, d] of the layer, from embeddings x [n, 3d]."""
+        trigram = self._model.trigram
+        residual = trigram.residual
+        x = ops.linear(x, residual.weight, bias=residual.bias, silu=True, residual=x)
+        return ops.linear(x, trigram.projection.weight, residual=self._pull)
+
+    def _layer(self, u: Tensor, place: Place, visible: Tensor, consecutive: bool = False) -> Tensor:
+        """The layer's output [n, d] before its norm; keys and values of u [n, d] are written to
+        `place`, and the rows `visible` [n, rows] from the first drafted one on are attended to."""
+        encoder, eps = self._model.encoder, self._model.config.eps
+        qkv = ops.linear(u, self._qkv, encoder.query_norm.weight, eps)
+        q = ops.rotate_rows(qkv, encoder.heads, *place, consecutive=consecutive)
+        attended = ops.attend(q, place[0], place[1], self._length, visible).flatten(1)
+        x = ops.linear(attended, encoder.o_proj.weight, residual=u)
+        inner = ops.linear(x, encoder.gate_up.weight, encoder.ffn_norm.weight, eps, halves=True)
+        return ops.linear(inner, encoder.down.weight, residual=x)
 
     def _normed(
         self, hidden: Tensor, taps: list[Tensor], path: Tensor, accepted: Tensor
@@ -153,3 +170,51 @@ class FusedDraft:
         """[h; o] [n, 2d] from h [1, d] and x^ [n, d]."""
         o = self._model.encoder.state_norm.inverse(x)
         return torch.cat((h.expand_as(o), o), dim=-1)
+
+
+class FusedBlock(FusedDraft):
+    """A model with one pass for all depths. Its residual heads are one product with A: row k of the
+    pass needs head k, and the other heads' results for it are not used."""
+
+    def __init__(self, model: Chimera, target: TargetModel, head: Tensor | None) -> None:
+        super().__init__(model, target, head)
+        assert model.sequential is not None
+        assert head is not None
+        self._lm_head, self._sequential = head, model.sequential
+        self._after = torch.cat((*self._heads, model.sequential.from_estimate.weight))
+        depth = model.config.depth
+        self._visible = torch.ones(depth, depth, dtype=torch.bool, device=head.device)
+        self._shared, self._added = torch.empty(0), torch.empty(0)  # of the pass: [depth, .]
+        self._block, self._split = target.fuse(model.encoder.block), target.fuse(self._divided)
+
+    def level(
+        self, x: Tensor, level: int, visible: Tensor, last: bool, drafted: int, rows: Tensor
+    ) -> Tensor:
+        if level == 1:
+            self._run_pass(x, rows)
+        norm, shared = self._model.encoder.state_norm, self._shared[level - 1 : level]
+        inner = ops.linear(
+            x, self._sequential.from_tokens.weight, bias=self._added[level - 1], silu=True
+        )
+        z = ops.linear(
+            inner, self._sequential.out.weight, residual=shared, affine=(norm.scale, norm.mean)
+        )
+        return ops.linear(z, self._lm_head)
+
+    def _run_pass(self, x: Tensor, rows: Tensor) -> None:
+        """The encoder and heads for all depths, from the root's embeddings x [1, 3d]."""
+        encoder, eps = self._model.encoder, self._model.config.eps
+        u = self._block(self._query(x)[0])  # [depth, d]
+        place = (rows[0], rows[1], *self._tables, self._length, 0, 0)
+        x = self._layer(u, place, self._visible, consecutive=True)
+        norm = None if encoder.out_norm is None else encoder.out_norm.weight
+        after = ops.linear(x, self._after, norm, eps)  # of x^
+        self._shared, self._added = self._split(x, after, self._from_h)
+
+    def _divided(self, x: Tensor, after: Tensor, from_h: Tensor) -> tuple[Tensor, Tensor]:
+        """(x^ + SiLU(W_k [h_t^; x^] + b_k) [depth, d], A x^ [depth, inner])."""
+        depth, d = x.shape
+        heads, added = after[:, : depth * d], after[:, depth * d :]
+        own = heads.view(depth, depth, d).diagonal().T  # [depth, d]
+        x = self._model.encoder.normed(x)
+        return x + F.silu(own + from_h[:depth]), added

@@ -19,9 +19,11 @@ from chimera.model import Chimera, ChimeraConfig, Standardise
 VOCAB, D, DEPTH, LENGTH = 20, 16, 4, 14
 CHIMERA = ChimeraConfig(hidden_size=D, heads=2, ffn=24, depth=DEPTH)
 PLUS = replace(CHIMERA, taps=(1, 2), query_state=True)
+BLOCK = replace(PLUS, one_pass=True, sequential=24)
 CONFIGS = {
     "chimera": CHIMERA,
     "chimera_plus": PLUS,
+    "chimera_block": BLOCK,
     "chimera_unigram": replace(CHIMERA, trigram=False),
     "chimera_no_context": replace(CHIMERA, context=False),
     "chimera_heads_o": replace(CHIMERA, head_state=False),
