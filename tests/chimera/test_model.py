@@ -12,7 +12,9 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from baselines.medusa.model import Medusa, MedusaConfig
+from bench.decoding.engines.compile import CompiledTarget
 from bench.decoding.engines.eager import EagerTarget
+from bench.decoding.target import TargetModel
 from chimera.drafter import Drafter
 from chimera.model import Chimera, ChimeraConfig, Standardise
 
@@ -84,7 +86,7 @@ def unroll(model: Chimera, text: Text, anchors: list[int]) -> tuple[Tensor, Tens
 class Bound:
     """A drafter on a target that has the made-up embeddings and head."""
 
-    def __init__(self, model: Chimera, text: Text) -> None:
+    def __init__(self, model: Chimera, text: Text, engine: type[TargetModel] = EagerTarget) -> None:
         config = LlamaConfig(
             vocab_size=VOCAB,
             hidden_size=D,
@@ -96,7 +98,7 @@ class Bound:
         shell = LlamaForCausalLM(config).requires_grad_(False)
         shell.set_input_embeddings(text.embeddings)
         shell.lm_head.weight.copy_(text.head)
-        self._target, self._text = EagerTarget(shell), text
+        self._target, self._text = engine(shell), text
         self._target.reserve(LENGTH + 4 * DEPTH)
         self.drafter = Drafter(model, self._target, torch.arange(VOCAB), spare=DEPTH)
 
@@ -115,11 +117,14 @@ class Bound:
 
 
 @each_config
+@pytest.mark.parametrize("engine", [EagerTarget, CompiledTarget])
 @pytest.mark.parametrize("anchor", [1, 5, LENGTH - DEPTH - 1])
-def test_drafting_step_by_step_is_what_was_trained(config: ChimeraConfig, anchor: int) -> None:
+def test_drafting_step_by_step_is_what_was_trained(
+    config: ChimeraConfig, anchor: int, engine: type[TargetModel]
+) -> None:
     text, model = made_up(config), random_chimera(config)
     _, z = unroll(model, text, [anchor])
-    bound = Bound(model, text)
+    bound = Bound(model, text, engine)
     drafter = bound.drafter
     bound.commit(2)  # the prompt
     if anchor > 1:  # an accepted block
