@@ -8,7 +8,7 @@ head and query of a draft, W_k [h_t; .] + b and W_h h_t, is computed once per st
 
 from __future__ import annotations
 
-from typing import TypeAlias, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from torch.nn import functional as F
 from bench.decoding.engines import ops
 from bench.decoding.target import TargetModel
 from chimera.model import Chimera
-
-# Where `ops.rotate_rows` writes: keys, values, cos, sin, length, depth, first.
-Place: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int, int]
 
 
 def fits(model: Chimera, target: TargetModel) -> bool:
@@ -112,8 +109,12 @@ class FusedDraft:
         """logits [n, V'] for n nodes with embeddings x [n, 3d]; see `Drafter.expand`. `drafted`
         rows follow the true ones in [2, H, rows, D]."""
         encoder, eps = self._model.encoder, self._model.config.eps
-        place = (rows[0], rows[1], *self._tables, self._length, level - 1, drafted)
-        x = self._layer(self._query(x), place, visible)
+        keys, values = rows[0], rows[1]
+        place = (keys, values, *self._tables, self._length, level - 1, drafted)
+        u = self._query(x)
+        q = ops.rotate_rows(self._heads_of(u), encoder.heads, *place)
+        attended = ops.attend(q, keys, values, self._length, visible).flatten(1)
+        x = self._finish(u, attended)
         if encoder.out_norm is not None:
             _, x = ops.add_norm(x, None, encoder.out_norm.weight, eps)  # x^
         if not last:  # its row, for deeper levels
@@ -139,13 +140,14 @@ class FusedDraft:
         x = ops.linear(x, residual.weight, bias=residual.bias, silu=True, residual=x)
         return ops.linear(x, trigram.projection.weight, residual=self._pull)
 
-    def _layer(self, u: Tensor, place: Place, visible: Tensor, consecutive: bool = False) -> Tensor:
-        """The layer's output [n, d] before its norm; keys and values of u [n, d] are written to
-        `place`, and the rows `visible` [n, rows] from the first drafted one on are attended to."""
+    def _heads_of(self, u: Tensor) -> Tensor:
+        """Queries, keys and values [n, 3d] of the layer's inputs u [n, d], not rotated."""
+        encoder = self._model.encoder
+        return ops.linear(u, self._qkv, encoder.query_norm.weight, self._model.config.eps)
+
+    def _finish(self, u: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output [n, d] before its norm, from u and the attention's result [n, d]."""
         encoder, eps = self._model.encoder, self._model.config.eps
-        qkv = ops.linear(u, self._qkv, encoder.query_norm.weight, eps)
-        q = ops.rotate_rows(qkv, encoder.heads, *place, consecutive=consecutive)
-        attended = ops.attend(q, place[0], place[1], self._length, visible).flatten(1)
         x = ops.linear(attended, encoder.o_proj.weight, residual=u)
         inner = ops.linear(x, encoder.gate_up.weight, encoder.ffn_norm.weight, eps, halves=True)
         return ops.linear(inner, encoder.down.weight, residual=x)
@@ -183,9 +185,10 @@ class FusedBlock(FusedDraft):
         self._lm_head, self._sequential = head, model.sequential
         self._after = torch.cat((*self._heads, model.sequential.from_estimate.weight))
         depth = model.config.depth
+        self._depths = torch.arange(depth, device=head.device)
         self._visible = torch.ones(depth, depth, dtype=torch.bool, device=head.device)
-        self._shared, self._added = torch.empty(0), torch.empty(0)  # of the pass: [depth, .]
-        self._block, self._split = target.fuse(model.encoder.block), target.fuse(self._divided)
+        self._shared = self._added = torch.empty(0)  # of the pass: [depth, d], [depth, inner]
+        self._block, self._own = target.fuse(model.encoder.block), target.fuse(self._own_heads)
 
     def level(
         self, x: Tensor, level: int, visible: Tensor, last: bool, drafted: int, rows: Tensor
@@ -205,16 +208,16 @@ class FusedBlock(FusedDraft):
         """The encoder and heads for all depths, from the root's embeddings x [1, 3d]."""
         encoder, eps = self._model.encoder, self._model.config.eps
         u = self._block(self._query(x)[0])  # [depth, d]
-        place = (rows[0], rows[1], *self._tables, self._length, 0, 0)
-        x = self._layer(u, place, self._visible, consecutive=True)
+        place = (rows[0], rows[1], *self._tables, self._depths, self._length, self._visible)
+        x = self._finish(u, ops.attend_rotated(self._heads_of(u), encoder.heads, *place))
         norm = None if encoder.out_norm is None else encoder.out_norm.weight
         after = ops.linear(x, self._after, norm, eps)  # of x^
-        self._shared, self._added = self._split(x, after, self._from_h)
+        heads, self._added = after.split((x.numel(), after.shape[1] - x.numel()), dim=1)
+        self._shared = self._own(x, heads, self._from_h)
 
-    def _divided(self, x: Tensor, after: Tensor, from_h: Tensor) -> tuple[Tensor, Tensor]:
-        """(x^ + SiLU(W_k [h_t^; x^] + b_k) [depth, d], A x^ [depth, inner])."""
+    def _own_heads(self, x: Tensor, heads: Tensor, from_h: Tensor) -> Tensor:
+        """x^ + SiLU(W_k [h_t^; x^] + b_k) [depth, d]; `heads` [depth, depth d] has the x^ part of
+        every head for every row."""
         depth, d = x.shape
-        heads, added = after[:, : depth * d], after[:, depth * d :]
         own = heads.view(depth, depth, d).diagonal().T  # [depth, d]
-        x = self._model.encoder.normed(x)
-        return x + F.silu(own + from_h[:depth]), added
+        return self._model.encoder.normed(x) + F.silu(own + from_h[:depth])
