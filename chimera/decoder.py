@@ -20,7 +20,7 @@ from bench.decoding.verify import Verdict
 from chimera import published
 from chimera.drafter import ConfidentGrower, Drafter, Grower, StaticGrower
 from chimera.model import Chimera as ChimeraModel
-from chimera.variants import chimera_plus_config
+from chimera.variants import chimera_block_config, chimera_plus_config
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,10 @@ class Chimera(DraftModelDecoder[ChimeraModel]):
         self._taps = config.taps
         kept = None if config.own_heads else settings.vocab or None
         depth = min(settings.depth or config.depth, config.depth)
-        # Expanded nodes are kept in the draft's cache after the committed positions.
         nodes = settings.nodes - settings.lookup
-        spare = 1 + max(depth * max(settings.beam, nodes), settings.lookup)
+        # Expanded nodes are kept in the draft's cache after the committed positions, or the pass.
+        expanded = 1 + depth * max(settings.beam, nodes)
+        spare = max(config.depth if config.one_pass else expanded, settings.lookup)
         self._drafter = Drafter(model, target, vocabulary[:kept], spare)
         self.width = settings.nodes + 1
         self._levels = max(depth, settings.lookup)
@@ -144,7 +145,17 @@ class ChimeraPlus(Chimera):
 
     name: ClassVar[str] = "chimera_plus"
     trained_as: ClassVar[str] = "chimera_plus"
+    configure = staticmethod(chimera_plus_config)
 
     def random_draft(self, target: TargetModel) -> tuple[ChimeraModel, str]:
         shape = TargetInfo(target.name, target.hidden_size, target.vocab_size, target.layers)
-        return published.random(chimera_plus_config(shape), target.device, target.dtype)
+        return published.random(self.configure(shape), target.device, target.dtype)
+
+
+class ChimeraBlock(ChimeraPlus):
+    """Our variant of `chimera_plus` for engines whose draft is limited by its number of kernels:
+    the encoder runs once for all depths."""
+
+    name: ClassVar[str] = "chimera_block"
+    trained_as: ClassVar[str] = "chimera_block"
+    configure = staticmethod(chimera_block_config)

@@ -20,6 +20,7 @@ PARAMETERS = {
     "medusa_typical": "medusa_typical(nodes=8)",
     "chimera": "chimera(nodes=10)",
     "chimera_plus": "chimera_plus(nodes=10,depth=4)",
+    "chimera_block": "chimera_block(nodes=10,depth=4)",
 }
 # The weights of a method: its own, or those of the method that it shares them with.
 TRAINED = {method: method for method in METHODS} | {"medusa_typical": "medusa"}

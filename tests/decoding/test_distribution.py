@@ -25,13 +25,21 @@ DECODERS = CASES | {
     "medusa": registered("medusa(nodes=2)", tree="paper"),
     "chimera": registered("chimera(nodes=4,depth=2)"),
     "chimera_plus": registered("chimera_plus(nodes=4,depth=2)"),
+    "chimera_block": registered("chimera_block(nodes=4,depth=2)"),
     "chimera_dynamic": registered("chimera(nodes=4,depth=2,dynamic=true,beam=3)"),
     "static_oracle": oracle(accuracy=0.95),
     "dynamic_oracle": oracle(accuracy=0.95, dynamic=True),
 }
 # The cached oracle drafts as the static one does; the dynamic one and Chimera, which drafts level
 # by level, run with top-k and top-p.
-SLOW = {"cached_oracle", "dynamic_oracle", "chimera", "chimera_plus", "chimera_dynamic"}
+SLOW = {
+    "cached_oracle",
+    "dynamic_oracle",
+    "chimera",
+    "chimera_plus",
+    "chimera_block",
+    "chimera_dynamic",
+}
 FAST = {name: make for name, make in DECODERS.items() if name not in SLOW}
 PLAIN = {"T=0.7": Sampling(0.7), "T=1.0": Sampling(1.0)}
 CUT = Sampling(0.7, top_k=4, top_p=0.9)
