@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.decoding.engines import forms
 from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.engines.graph import WIDTHS
 from bench.decoding.engines.registry import CLASSES, EAGER, ON_CPU
@@ -31,14 +32,31 @@ NEAR = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.01}
 def make(model: Any, name: str, engine: str) -> tuple[TargetModel, str | None]:
     """(target on `engine`, None), or (target on `eager`, why `engine` cannot run here)."""
     kind = load(engine, model.device.type)
-    reason = kind.unavailable(model)
+    made = kind.unavailable(model) or _tried(kind, model, name)
+    if isinstance(made, str):
+        return EagerTarget(model, name), f"{engine} cannot run here: {made}"
+    return made, None
+
+
+def beside(target: TargetModel, model: Any, name: str) -> TargetModel:
+    """Another model on the engine of `target`, tried as that was. ValueError, one line, where it
+    cannot run there."""
+    made = forms.unsupported(model.config, target.engine) or _tried(type(target), model, name)
+    if isinstance(made, str):
+        raise ValueError(
+            f"{name} cannot run on engine {target.engine}: {made}; choose another --engine or draft"
+        )
+    return made
+
+
+def _tried(kind: type[TargetModel], model: Any, name: str) -> TargetModel | str:
+    """The target after its trial, or why it failed it."""
+    target = kind(model, name)
+    reason = None if kind.engine == EAGER else trial(target, *_extent(target))
     if reason is None:
-        target = kind(model, name)
-        reason = None if engine == EAGER else trial(target, *_extent(target))
-        if reason is None:
-            target.choose_root_width()
-            return target, None
-    return EagerTarget(model, name), f"{engine} cannot run here: {reason}"
+        target.choose_root_width()
+        return target
+    return reason
 
 
 def _extent(target: TargetModel) -> tuple[Sequence[int], Sequence[int]]:
