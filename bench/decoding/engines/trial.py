@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.decoding.engines import forms
 from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.engines.graph import WIDTHS
 from bench.decoding.engines.registry import CLASSES, EAGER, GRAPH, ON_CPU
@@ -36,15 +37,32 @@ def make(model: Any, name: str, engine: str) -> tuple[TargetModel, str | None]:
         if tried == EAGER:
             break
         kind = load(tried, model.device.type)
-        reason = kind.unavailable(model)
-        if reason is None:
-            target = kind(model, name)
-            reason = trial(target, *_extent(target))
-            if reason is None:
-                target.choose_root_width()
-                return target, "; ".join(reasons) or None
-        reasons.append(f"{tried} cannot run here: {reason}")
+        made = kind.unavailable(model) or _tried(kind, model, name)
+        if not isinstance(made, str):
+            return made, "; ".join(reasons) or None
+        reasons.append(f"{tried} cannot run here: {made}")
     return EagerTarget(model, name), "; ".join(reasons) or None
+
+
+def beside(target: TargetModel, model: Any, name: str) -> TargetModel:
+    """Another model on the engine of `target`, tried as that was. ValueError, one line, where it
+    cannot run there."""
+    made = forms.unsupported(model.config, target.engine) or _tried(type(target), model, name)
+    if isinstance(made, str):
+        raise ValueError(
+            f"{name} cannot run on engine {target.engine}: {made}; choose another --engine or draft"
+        )
+    return made
+
+
+def _tried(kind: type[TargetModel], model: Any, name: str) -> TargetModel | str:
+    """The target after its trial, or why it failed it."""
+    target = kind(model, name)
+    reason = None if kind.engine == EAGER else trial(target, *_extent(target))
+    if reason is None:
+        target.choose_root_width()
+        return target
+    return reason
 
 
 def _extent(target: TargetModel) -> tuple[Sequence[int], Sequence[int]]:
