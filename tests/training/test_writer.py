@@ -549,7 +549,7 @@ def test_a_conversation_of_fewer_turns_ends_with_its_own(model: LlamaForCausalLM
 
 
 def test_a_sequence_answers_one_prompt_after_another_as_if_each_stood_alone() -> None:
-    model = tiny_model(4, seed=2)
+    model = tiny_model(VOCAB, seed=2)
     given, settings = two_turns()[:, :1], WriterSettings(batch=3, length=96, answer_tokens=12)
     ids, roles = write(model, settings, given)
     assert len(ids) > 6
