@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.decoding.decoder import Settings, TargetInfo, TreeDecoder
+from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError
 from bench.decoding.engines.trial import beside
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel, weight_bytes
@@ -82,7 +83,7 @@ class DraftModel(TreeDecoder):
         try:
             return _sha256(_draft_of(target.name, settings))
         except UsageError as error:
-            raise ValueError(str(error)) from error
+            raise CheckpointError(str(error)) from error
 
     def __init__(self, target: TargetModel, settings: DraftModelSettings) -> None:
         super().__init__(target, settings)
@@ -160,7 +161,7 @@ class DraftModel(TreeDecoder):
 def _draft_of(target: str, settings: Settings) -> Target:
     """The model that drafts for the target of that name. UsageError where there is none."""
     name = settings.weights or SMALLER.get(target)
-    if name is None:
+    if name in (None, RANDOM):
         raise UsageError(
             f"no smaller model with the tokenizer of {target or 'this model'} is registered; name "
             "one: draft_model(model=NAME)"
