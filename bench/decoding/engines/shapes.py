@@ -9,6 +9,7 @@ if TYPE_CHECKING:  # so that settings may read what engines take without torch
 
 FEW = 64  # rows that our products take; more go to the library
 WIDE = 2560  # columns that a program holds at once
+SHORT = 896  # columns from which streaming a large matrix beats the library
 MEDIUM = 2**24  # numbers of a matrix whose rows programs hold whole, however long they are
 PART = 64  # positions that attention sums at a time where the order must not depend on the width
 TILE = 16  # rows of every tile where sums must not depend on the number of rows
@@ -38,11 +39,12 @@ def whole_tile(itemsize: int, weight: Tensor) -> bool:
 
 def multiplies(rows: int, itemsize: int, weight: Tensor) -> bool:
     """Whether our kernels take the product: one row, or a few in half precision; many outputs of a
-    short K are left to the library, which is as fast there.
+    K that is short or does not split into tiles are left to the library, which is as fast there.
 
     itemsize: bytes of a number.
     """
     K = weight.shape[1]
     if itemsize > 2:
         return rows == 1 and whole(1, weight)
-    return rows == 1 or (rows <= FEW and (small(weight) or K > WIDE))
+    streams = K > WIDE or (K >= SHORT and K % 128 == 0)
+    return rows == 1 or (rows <= FEW and (small(weight) or streams))
