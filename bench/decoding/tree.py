@@ -24,7 +24,8 @@ class Topology:
         acceptable: bool [w] or None for all: nodes that an acceptance rule may take. Lookahead's
             window rides in the tree but is never emitted.
         lasting: whether this object serves many steps, so that an engine keeps a padded copy of it
-            for good; a tree made anew at each step is not.
+            for good; a tree made anew at each step is not. Of a lasting tree without branches, the
+            flags in `acceptable` may change from step to step.
         height: levels below the root, as many as were drafted; None where the host does not know.
     """
 
