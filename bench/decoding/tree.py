@@ -113,9 +113,18 @@ class Topology:
         """int64 [w]: distance to the root."""
         return self.ancestors.sum(dim=1) - 1
 
-    @cached_property
+    @property
     def elder_siblings(self) -> Tensor:
-        """bool [w, w]: `[i, j]` where j shares i's parent, comes first and may be accepted."""
+        """bool [w, w]: `[i, j]` where j shares i's parent, comes first and may be accepted.
+
+        Kept for a lasting tree alone: the tensors of another may be written anew at each step."""
+        return self._elder_siblings if self.lasting else self._find_elder_siblings()
+
+    @cached_property
+    def _elder_siblings(self) -> Tensor:
+        return self._find_elder_siblings()
+
+    def _find_elder_siblings(self) -> Tensor:
         same = self.parents[:, None] == self.parents[None, :]
         elder = same.tril(diagonal=-1)
         return elder if self.acceptable is None else elder & self.acceptable
