@@ -122,7 +122,7 @@ class Lookahead(TreeDecoder):
         self._window[0, : len(seed)] = self.target.tensor(seed)
         if self._from_prompt and len(prompt_ids) + 1 >= self.n:
             grams = self.target.tensor((*prompt_ids, token)).unfold(0, self.n, 1)  # [m, N]
-            for part in grams.split(CHUNK):
+            for part in torch.split(grams, CHUNK):
                 self._pool.add(part[:, 0], part[:, 1:])
 
     def draft(self) -> TokenTree:

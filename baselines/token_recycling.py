@@ -97,8 +97,8 @@ class TokenRecycling(TreeDecoder):
         self._root.fill_(token)
         if self._from_prompt:
             head = self.target.head()
-            ids = self.target.tensor(prompt_ids).split(CHUNK)
-            for tokens, hidden in zip(ids, step.hidden.split(CHUNK), strict=True):
+            ids = torch.split(self.target.tensor(prompt_ids), CHUNK)
+            for tokens, hidden in zip(ids, torch.split(step.hidden, CHUNK), strict=True):
                 self._replace(tokens.flip(0), head(hidden).flip(0))  # the latest counts
 
     def draft(self) -> TokenTree:

@@ -77,7 +77,7 @@ class Settings:
         them in this order, so the draft's size comes first; none for a method that is not tuned."""
         return {}
 
-    def require(self, method: str, **least: int) -> None:
+    def require(self, method: str, **least: float) -> None:
         """ValueError, one line, where a parameter lies below its least value."""
         for name, bound in least.items():
             value = getattr(self, name)
