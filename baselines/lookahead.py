@@ -64,16 +64,26 @@ class NGramPool:
         self.entries = torch.full(shape, EMPTY, dtype=torch.int32, device=target.device)
         self._listed = target.fuse(self._with)
 
+    def add_prompt(self, ids: Tensor) -> None:
+        """Add all n-grams of ids int64 [m], in their order; pieces of any length are not worth
+        compiling for."""
+        size = self.entries.shape[2] + 1
+        if len(ids) >= size:
+            for part in torch.split(ids.unfold(0, size, 1), CHUNK):  # [m, N]
+                keys = part[:, 0]
+                lists = self._with(self.entries[keys], keys, part[:, 1:])
+                self.entries.index_copy_(0, keys, lists)
+
     def add(self, keys: Tensor, ngrams: Tensor) -> None:
-        """Add n-grams [m, N-1] behind keys [m], in this order."""
+        """Add n-grams int64 [m, N-1] behind keys int64 [m], in this order."""
         # Rows of the same key get the same list, whichever is written last.
-        self.entries.index_copy_(0, keys, self._listed(self.entries[keys], keys, ngrams.int()))
+        self.entries.index_copy_(0, keys, self._listed(self.entries[keys], keys, ngrams))
 
     def _with(self, old: Tensor, keys: Tensor, ngrams: Tensor) -> Tensor:
         """[m, G, N-1]: the lists of the keys afterwards; old: the same before."""
         (m, g, size), device = old.shape, old.device
         # What each list may hold, best first: the new ones, the latest of them first, and the old.
-        new = ngrams.flip(0)[None].expand(m, -1, -1)
+        new = ngrams.to(old.dtype).flip(0)[None].expand(m, -1, -1)
         listed = torch.cat((new, old), dim=1)  # [m, m + G, N-1]
         valid = torch.cat((keys[:, None] == keys.flip(0), old[..., 0] != EMPTY), dim=1)
         same = (listed[:, :, None] == listed[:, None]).all(dim=-1) & valid[:, None]
@@ -107,10 +117,12 @@ class Lookahead(TreeDecoder):
         self._newest = target.tensor([0])
         shape = self.n - 1, self.w + self.n - 2
         self._window = torch.zeros(shape, dtype=torch.long, device=target.device)
-        stages = range(self.n - 1)
-        self._shapes = [_Stage(self, stage) for stage in stages]
-        self._drafts = [target.capture(partial(self._tree, s)) for s in self._shapes]
-        self._follows = [target.capture(partial(self._observe, s)) for s in self._shapes]
+        self._shapes = [_Stage(self, stage) for stage in range(self.n - 1)]
+        self._drafts = [partial(self._tree, stage) for stage in self._shapes]
+        self._follows = [partial(self._observe, stage) for stage in self._shapes]
+        # The last stage lasts; the others have one step an answer, too few to be worth a capture.
+        self._drafts[-1] = target.capture(self._drafts[-1])
+        self._follows[-1] = target.capture(self._follows[-1])
         self._hang = target.fuse(self._trie)
         self._stage = 0
 
@@ -120,10 +132,8 @@ class Lookahead(TreeDecoder):
         self._stage = 0
         seed = list(islice(cycle(prompt_ids), self._shapes[0].columns[0]))
         self._window[0, : len(seed)] = self.target.tensor(seed)
-        if self._from_prompt and len(prompt_ids) + 1 >= self.n:
-            grams = self.target.tensor((*prompt_ids, token)).unfold(0, self.n, 1)  # [m, N]
-            for part in torch.split(grams, CHUNK):
-                self._pool.add(part[:, 0], part[:, 1:])
+        if self._from_prompt:
+            self._pool.add_prompt(self.target.tensor((*prompt_ids, token)))
 
     def draft(self) -> TokenTree:
         tree = self._drafts[self._stage]()
@@ -135,7 +145,7 @@ class Lookahead(TreeDecoder):
         parents, acceptable, ancestors = self._hang(guesses, stage.parents, stage.ancestors)
         levels = [row[:m] for row, m in zip(self._window, stage.columns, strict=False)]
         tokens = torch.cat((self._newest, guesses.clamp(min=0).flatten(), *levels))
-        topology = Topology(parents, acceptable, height=self.n - 1)
+        topology = Topology(parents, acceptable, height=stage.height)
         topology.__dict__.update(ancestors=ancestors, depths=stage.depths)
         return TokenTree(tokens, topology)
 
@@ -207,7 +217,7 @@ class _Stage:
     Attributes:
         columns: of each level of the window, without the newest token.
         fills: whether the window gains a level in it.
-        parents, depths: int64 [w]; ancestors: bool [w, w].
+        parents, depths: int64 [w]; ancestors: bool [w, w]; height: levels below the root.
     """
 
     def __init__(self, decoder: Lookahead, stage: int) -> None:
@@ -227,4 +237,4 @@ class _Stage:
             above = list(range(start, start + columns))
         topology = Topology.of(parents, decoder.target.device)
         self.parents, self.depths = topology.parents, topology.depths
-        self.ancestors = topology.ancestors
+        self.ancestors, self.height = topology.ancestors, topology.height
