@@ -81,7 +81,7 @@ def test_an_engine_that_cannot_run_the_draft_model_says_so(known: Known) -> None
         num_attention_heads=4,
         num_key_value_heads=2,
     )
-    with pytest.raises(ValueError, match=r"other cannot run on engine compile: .*; choose another"):
+    with pytest.raises(ValueError, match="other cannot run on engine compile: "):
         beside(CompiledTarget(known.fresh().model), GraniteForCausalLM(config).eval(), "other")
 
 

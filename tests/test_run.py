@@ -643,6 +643,14 @@ def test_a_kill_at_any_moment_costs_one_turn_at_most() -> None:
         assert Path("killed", name).read_bytes() == Path("whole", name).read_bytes()
 
 
+def test_records_say_where_figures_depend_on_the_order() -> None:
+    asked = ("suffix", "suffix(warm=true)")
+    assert run("--methods", *asked, "--limit", "1", "--out", "out") == 0
+    for record in harness.of("out", "suffix", None):
+        told = [line for line in record["warnings"] if "depend on the order" in line]
+        assert len(told) == record["params"]["warm"]
+
+
 class Flaky(Autoregressive):
     """Fails in decoding, in loading or at once, until it `works`."""
 

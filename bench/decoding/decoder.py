@@ -77,7 +77,7 @@ class Settings:
         them in this order, so the draft's size comes first; none for a method that is not tuned."""
         return {}
 
-    def require(self, method: str, **least: int) -> None:
+    def require(self, method: str, **least: float) -> None:
         """ValueError, one line, where a parameter lies below its least value."""
         for name, bound in least.items():
             value = getattr(self, name)
@@ -89,7 +89,8 @@ class Decoder(ABC):
     """A decoding method on one target.
 
     A decoder never reads a clock, never trims at EOS or a length, never sees the token budget:
-    the runner owns all of that. It keeps no state from one `decode` to the next.
+    the runner owns all of that. It keeps no state from one `decode` to the next, unless a setting
+    asks for it.
 
     Attributes:
         name: the method's name, as the entry point has it.
@@ -97,6 +98,8 @@ class Decoder(ABC):
         takes_checkpoint: whether `Settings.checkpoint` means something to it.
         settings_type: the `Settings` subclass with the method's parameters.
         width: most tokens of one verify forward, so that the runner can size the cache.
+        carries_over: whether settings ask for what was learnt in one `decode` to be used in the
+            next; figures then depend on the order of the prompts, and records say so.
         draft_parameters: weights beyond the target's.
         checkpoint_sha256, tree_sha256: of the files used, None where there is none.
     """
@@ -106,6 +109,7 @@ class Decoder(ABC):
     takes_checkpoint: ClassVar[bool] = False
     settings_type: ClassVar[type[Settings]] = Settings
     width: int = 1
+    carries_over: bool = False
     draft_parameters: int = 0
     checkpoint_sha256: str | None = None
     tree_sha256: str | None = None

@@ -24,7 +24,8 @@ class Topology:
         acceptable: bool [w] or None for all: nodes that an acceptance rule may take. Lookahead's
             window rides in the tree but is never emitted.
         lasting: whether this object serves many steps, so that an engine keeps a padded copy of it
-            for good; a tree made anew at each step is not.
+            for good; a tree made anew at each step is not. Of a lasting tree without branches, the
+            flags in `acceptable` may change from step to step.
         height: levels below the root, as many as were drafted; None where the host does not know.
     """
 
@@ -112,9 +113,18 @@ class Topology:
         """int64 [w]: distance to the root."""
         return self.ancestors.sum(dim=1) - 1
 
-    @cached_property
+    @property
     def elder_siblings(self) -> Tensor:
-        """bool [w, w]: `[i, j]` where j shares i's parent, comes first and may be accepted."""
+        """bool [w, w]: `[i, j]` where j shares i's parent, comes first and may be accepted.
+
+        Kept for a lasting tree alone: the tensors of another may be written anew at each step."""
+        return self._elder_siblings if self.lasting else self._find_elder_siblings()
+
+    @cached_property
+    def _elder_siblings(self) -> Tensor:
+        return self._find_elder_siblings()
+
+    def _find_elder_siblings(self) -> Tensor:
         same = self.parents[:, None] == self.parents[None, :]
         elder = same.tril(diagonal=-1)
         return elder if self.acceptable is None else elder & self.acceptable

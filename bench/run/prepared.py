@@ -16,6 +16,7 @@ from bench.run.methods import Method
 from bench.run.runner import Turn, run_stock, run_turn
 
 WARM_UP_TOKENS = 24  # enough steps to run, capture and replay
+ORDER = "drafts use what earlier answers left: figures depend on the order of the prompts"
 
 
 @dataclass
@@ -83,6 +84,8 @@ def prepare(method: Method, made: EngineTarget, info: TargetInfo) -> PreparedMet
     except Exception as error:
         prepared.failure = ("error", one_line(error))
     prepared.startup_s = time.perf_counter() - started
+    if prepared.decoder is not None and prepared.decoder.carries_over:
+        warnings.append(ORDER)
     if method.label == REFERENCE:
         prepared.startup_s += made.made_s
     return prepared

@@ -18,6 +18,8 @@ from tests.training.drafts import METHODS, checkpoint
 PARAMETERS = {
     "prompt_lookup": "prompt_lookup(k=3)",
     "draft_model": "draft_model(k=3)",
+    "suffix": "suffix(alpha=1)",
+    "token_recycling": "token_recycling(nodes=8,depth=2,k=4)",
     "medusa": "medusa(nodes=8)",
     "medusa_typical": "medusa_typical(nodes=8)",
     "chimera": "chimera(nodes=10)",

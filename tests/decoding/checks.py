@@ -107,6 +107,22 @@ def check_cache(
         torch.testing.assert_close(rows[..., :length, :], expected, rtol=TOLERANCE, atol=TOLERANCE)
 
 
+def check_repeats(known: Known, make: Make, tokens: int) -> None:
+    """Repeats and prompts in between change neither answers nor drafts."""
+    alone, steps = {}, []
+    for prompt in known.prompts:
+        target = known.fresh()
+        alone[prompt] = run_turn(make(target), prompt, Sampling(), tokens, eos_ids=())
+        steps += target.steps
+    decoder = make(known.fresh())
+    check_drafts(decoder, steps)
+    for prompt in (*alone, *reversed(alone)):
+        turn = run_turn(decoder, prompt, Sampling(), tokens, eos_ids=())
+        assert turn.output_ids == alone[prompt].output_ids
+        assert turn.accept_lengths == alone[prompt].accept_lengths
+        assert turn.drafted == alone[prompt].drafted
+
+
 def check_drafts(decoder: Decoder, steps: Sequence[Verified]) -> None:
     """A run that proves something has many drafts accepted and many rejected.
 

@@ -13,7 +13,13 @@ from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
 from bench.run.runner import Turn, run_turn
 from tests.decoding.cases import cached_oracle, each_decoder, registered
-from tests.decoding.checks import TOLERANCE, check_accounting, check_drafts, check_greedy
+from tests.decoding.checks import (
+    TOLERANCE,
+    check_accounting,
+    check_drafts,
+    check_greedy,
+    check_repeats,
+)
 from tests.decoding.known import Known, Make, Verified, WatchedTarget
 
 TOKENS = 40
@@ -126,18 +132,7 @@ def test_the_answer_ends_where_the_cache_does(grouped_query: Known, make: Make) 
 
 @each_decoder
 def test_repeats_and_prompts_in_between_change_nothing(grouped_query: Known, make: Make) -> None:
-    alone, steps = {}, []
-    for prompt in grouped_query.prompts:
-        target = grouped_query.fresh()
-        alone[prompt] = greedy(target, make, prompt)
-        steps += target.steps
-    decoder = make(grouped_query.fresh())
-    check_drafts(decoder, steps)
-    for prompt in (*alone, *reversed(alone)):
-        turn = run_turn(decoder, prompt, Sampling(), TOKENS, eos_ids=())
-        assert turn.output_ids == alone[prompt].output_ids
-        assert turn.accept_lengths == alone[prompt].accept_lengths
-        assert turn.drafted == alone[prompt].drafted
+    check_repeats(grouped_query, make, TOKENS)
 
 
 @each_decoder

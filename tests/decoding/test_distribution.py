@@ -23,6 +23,8 @@ DECODERS = CASES | {
     "lookahead": registered("lookahead(n=3,w=3,g=3)"),
     "prompt_lookup": registered("prompt_lookup(n=2,k=2)"),
     "draft_model": registered("draft_model(k=2)"),
+    "suffix": registered("suffix(nodes=2)"),
+    "token_recycling": registered("token_recycling(nodes=4,depth=2,k=2)"),
     "medusa": registered("medusa(nodes=2)", tree="paper"),
     "chimera": registered("chimera(nodes=4,depth=2)"),
     "chimera_plus": registered("chimera_plus(nodes=4,depth=2)"),
@@ -31,17 +33,9 @@ DECODERS = CASES | {
     "static_oracle": oracle(accuracy=0.95),
     "dynamic_oracle": oracle(accuracy=0.95, dynamic=True),
 }
-# The cached oracle drafts as the static one does; the dynamic one, Chimera, which drafts level
-# by level, and the draft model, whose tokens are drawn, run with top-k and top-p.
-SLOW = {
-    "cached_oracle",
-    "draft_model",
-    "dynamic_oracle",
-    "chimera",
-    "chimera_plus",
-    "chimera_block",
-    "chimera_dynamic",
-}
+# The cached oracle drafts as the static one does, and Chimera's variants as Chimera.
+CUT_ONLY = ("dynamic_oracle", "chimera", "draft_model", "suffix", "token_recycling")
+SLOW = {*CUT_ONLY, "cached_oracle", "chimera_plus", "chimera_block", "chimera_dynamic"}
 FAST = {name: make for name, make in DECODERS.items() if name not in SLOW}
 PLAIN = {"T=0.7": Sampling(0.7), "T=1.0": Sampling(1.0)}
 CUT = Sampling(0.7, top_k=4, top_p=0.9)
@@ -104,7 +98,7 @@ def test_three_tokens_follow_the_target(tiny: Tiny, make: Make, sampling: Sampli
     check_law(tiny, make, sampling, draws=3_000)
 
 
-@pytest.mark.parametrize("name", ["dynamic_oracle", "chimera", "draft_model"])
+@pytest.mark.parametrize("name", CUT_ONLY)
 def test_three_tokens_follow_a_target_cut_by_top_k_and_top_p(tiny: Tiny, name: str) -> None:
     check_law(tiny, DECODERS[name], CUT, draws=3_000)
 

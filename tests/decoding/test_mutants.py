@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from baselines.draft_model import DraftModel
 from bench.decoding import decoder, verify
 from bench.decoding.cache import TreeCache
 from bench.decoding.engines.eager import EagerTarget
+from bench.decoding.sampling import Sampling
 from bench.decoding.target import Committed, Step
 from bench.decoding.tree import TokenTree, Topology
 from bench.decoding.verify import Verdict
-from tests.decoding.cases import SCRIPTED, oracle
-from tests.decoding.checks import check_greedy
+from bench.run.runner import run_turn
+from tests.decoding.cases import CASES, SCRIPTED, oracle, registered
+from tests.decoding.checks import check_greedy, check_repeats
 from tests.decoding.known import Known
 from tests.decoding.test_verify import Kind, check_rule, path_rows
 
@@ -188,6 +192,53 @@ def test_a_target_that_often_says_id_0_notices_that_padding_is_accepted(
     padding_is_accepted(monkeypatch)
     with pytest.raises(AssertionError):
         check_greedy(favours_zero, oracle(), favours_zero.prompts, TOKENS)
+
+
+@pytest.mark.parametrize("text", ["suffix(alpha=4)", "token_recycling(nodes=8,depth=2,k=4)"])
+@pytest.mark.parametrize("mutate", [elder_siblings_visible, bonus_lost], ids=lambda m: m.__name__)
+def test_trees_without_training_notice(
+    known: Known, text: str, mutate: Mutate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for prompt in known.prompts:
+        known.expected(prompt, TOKENS)
+    mutate(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_greedy(known, registered(text), known.prompts, TOKENS)
+
+
+def newest_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
+    begin = DraftModel.begin
+
+    def stale(self: DraftModel, *given: Any) -> None:
+        kept = self._newest.clone()
+        begin(self, *given)
+        self._newest.copy_(kept)
+
+    patch.setattr(DraftModel, "begin", stale)
+
+
+def test_a_draft_model_that_keeps_its_state_is_noticed(
+    grouped_query: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newest_of_the_text_before(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_repeats(grouped_query, CASES["draft_model"], TOKENS)
+
+
+@pytest.mark.parametrize(
+    "text", ["suffix(alpha=1,warm=true)", "token_recycling(nodes=8,depth=2,k=4,warm=true)"]
+)
+def test_what_is_carried_over_is_noticed(grouped_query: Known, text: str) -> None:
+    """And answers are the same."""
+    make = registered(text)
+    decoder = make(grouped_query.fresh())
+    assert decoder.carries_over
+    assert not CASES[decoder.name](grouped_query.fresh()).carries_over
+    with pytest.raises(AssertionError):
+        check_repeats(grouped_query, make, TOKENS)
+    for prompt in grouped_query.prompts:
+        turn = run_turn(decoder, prompt, Sampling(), TOKENS, eos_ids=())
+        assert turn.output_ids == grouped_query.expected(prompt, TOKENS)
 
 
 def bonus_from_the_target(patch: pytest.MonkeyPatch) -> None:

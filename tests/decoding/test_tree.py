@@ -95,3 +95,12 @@ def test_what_is_no_tree_is_refused(parents: list[int], message: str) -> None:
 def test_a_tree_is_as_wide_as_its_topology() -> None:
     tree = TokenTree(torch.tensor([[1, 2, 3], [4, 5, 6]]), Topology.of([-1, 0, 0]))
     assert tree.width == tree.topology.width == 3
+
+
+def test_siblings_follow_a_tree_that_is_written_anew_at_the_same_place() -> None:
+    """As a captured draft's are."""
+    parents = torch.tensor([-1, 0, 0])
+    tree = Topology.grown(parents, height=2)
+    assert tree.elder_siblings.tolist()[2] == [False, True, False]
+    parents.copy_(torch.tensor([-1, 0, 1]))
+    assert not tree.elder_siblings.any()

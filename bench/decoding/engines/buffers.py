@@ -47,7 +47,10 @@ class StaticBuffers:
         w, topology = tree.width, tree.topology
         self.tokens[:w].copy_(tree.tokens)
         if topology.lasting:
-            return self._keep(topology)
+            kept = self._keep(topology)
+            if topology.acceptable is not None and kept.topology.acceptable is not None:
+                kept.topology.acceptable[:w].copy_(topology.acceptable)  # may have changed
+            return kept
         self._fill(self._moving, topology)
         self._shown = self._moving
         return self._any
