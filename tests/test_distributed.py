@@ -5,7 +5,7 @@ import os
 import random
 import subprocess
 import sys
-from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -45,14 +45,15 @@ def start(flags, rank, size, port):
         os._exit(code)
     return child
 
-def lines():
-    return sum(p.read_bytes().count(b"\\n") for p in Path("killed").rglob("records.jsonl"))
+def lines(out):
+    return sum(p.read_bytes().count(b"\\n") for p in Path(out).rglob("records.jsonl"))
 
-def launch(flags, size, victim, number):
-    \"\"\"Kills a process once so many records are there; the others are told to end, or find out.\"\"\"
+def launch(flags, out, size, victim, number):
+    \"\"\"Kills a process once so many records are there; the others are told to end, or not.\"\"\"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    flags = [*flags, "--out", out]
     alive = {start(flags, rank, size, port): rank for rank in range(size)}
     codes = [None] * size
     chance = random.Random(number)
@@ -62,7 +63,7 @@ def launch(flags, size, victim, number):
             if ended:
                 codes[rank] = os.waitstatus_to_exitcode(status)
                 del alive[child]
-        if victim is not None and lines() >= number:
+        if victim is not None and lines(out) >= number:
             time.sleep(chance.uniform(0, 0.05))
             for child, rank in alive.items():
                 if rank == victim:
@@ -73,21 +74,24 @@ def launch(flags, size, victim, number):
         time.sleep(0.002)
     return codes
 
-flags, kills = json.loads(sys.argv[1])
+flags, launches = json.loads(sys.argv[1])
 assert main([*flags, "--out", "whole"]) == 0  # and all that is slow to import is there
-for size, victim, number in kills:
-    codes = launch([*flags, "--out", "killed"], size, victim, number)
-    print(json.dumps([codes, lines()]), flush=True)
+for out, *how in launches:
+    codes = launch(flags, out, *how)
+    print(json.dumps([codes, lines(out)]), flush=True)
 """
 
+Launch = tuple[str, int, int | None, int]
+"""The run folder, how many processes, which of them is killed, after how many records."""
 
-def launched(
-    kills: list[tuple[int, int | None, int]], *flags: str
-) -> list[tuple[list[int | None], int]]:
-    """Launches of (processes, which of them is killed, after how many records): the processes' exit
-    codes, and how many records there are then. The same run by one process is in `whole`."""
+KILLS: list[Launch] = [("killed", *how) for how in [(2, 1, 3), (3, 0, 14), (2, 1, 26), (1, 0, 31)]]
+
+
+def launched(launches: list[Launch], *flags: str) -> list[tuple[list[int], int]]:
+    """The processes' exit codes, and how many records there are then. The same run by one process
+    is in `whole`."""
     ended = subprocess.run(
-        [sys.executable, "-c", LAUNCHER, json.dumps([[*harness.QUICK, *flags], kills])],
+        [sys.executable, "-c", LAUNCHER, json.dumps([[*harness.QUICK, *flags], launches])],
         env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         stdout=subprocess.PIPE,
         text=True,
@@ -96,59 +100,51 @@ def launched(
     return [tuple(json.loads(line)) for line in ended.stdout.splitlines() if line[:2] == "[["]
 
 
-def same_as_one_process() -> None:
-    expected = harness.outputs("whole")
-    assert harness.outputs("killed") == expected
-    found = records.read("killed")
-    assert sorted(r["key"] for r in found) == sorted(expected)  # every turn once
-    assert validation.check("killed") == []
-    assert not Path("killed", PARTS).exists()
-    for name in ("history.jsonl", "prompts.jsonl"):
-        one, two = (Path(folder, name).read_text().splitlines() for folder in ("whole", "killed"))
-        assert sorted(one) == sorted(two)
-
-
-def test_two_processes_record_what_one_does() -> None:
-    ((codes, _),) = launched([(2, None, 0)])
-    assert codes == [0, 0]
-    same_as_one_process()
-    ranks = Counter((r["prompt_id"], r["rank"]) for r in records.read("killed"))
-    assert {question: rank for question, rank in ranks} == {"1": 0, "2": 1, "3": 0}
+def test_processes_of_a_launch_record_what_one_does_whichever_is_killed() -> None:
+    with RunFolder("used"):
+        used, two, *kills, last = launched(
+            [("used", 2, None, 0), ("two", 2, None, 0), *KILLS, ("killed", 2, None, 0)]
+        )
+    assert used == ([2, 2], 0)  # as one process is refused
+    assert two[0] == last[0] == [0, 0]
+    same_as_one_process("two")
+    same_as_one_process("killed")
+    one_turn_at_most(KILLS, kills)
+    assert {r["prompt_id"]: r["rank"] for r in records.read("two")} == {"1": 0, "2": 1, "3": 0}
     assert {r["rank"] for r in records.read("whole")} == {0}
-    assert {r["card"] for r in records.read("killed")} == {None}
-
-
-def test_a_killed_process_costs_one_turn_at_most() -> None:
-    kills = [(2, 1, 3), (3, 0, 14), (2, 1, 26), (1, 0, 31)]
-    found = launched([*kills, (2, None, 0)])
-    _check(kills, found)
+    assert {r["card"] for r in records.read("two")} == {None}
 
 
 @pytest.mark.slow
 def test_twenty_killed_processes_cost_one_turn_each_at_most() -> None:
     chance = random.Random(1)
     numbers = sorted(chance.sample(range(1, 80), 20))
-    kills = [(2, chance.randrange(2), number) for number in numbers]
-    found = launched([*kills, (2, None, 0)], "--temperature", "0", "1")
-    _check(kills, found)
+    kills: list[Launch] = [("killed", 2, chance.randrange(2), number) for number in numbers]
+    *found, last = launched([*kills, ("killed", 2, None, 0)], "--temperature", "0", "1")
+    assert last[0] == [0, 0]
+    one_turn_at_most(kills, found)
+    same_as_one_process("killed")
 
 
-def _check(
-    kills: list[tuple[int, int | None, int]], found: list[tuple[list[int | None], int]]
-) -> None:
-    for (_, victim, number), (codes, count) in zip(kills, found, strict=False):
+def same_as_one_process(out: str) -> None:
+    expected = harness.outputs("whole")
+    assert harness.outputs(out) == expected
+    found = records.read(out)
+    assert sorted(r["key"] for r in found) == sorted(expected)  # every turn once
+    assert validation.check(out) == []
+    assert not Path(out, PARTS).exists()
+    for name in ("history.jsonl", "prompts.jsonl"):
+        one, two = (Path(folder, name).read_text().splitlines() for folder in ("whole", out))
+        assert sorted(one) == sorted(two)
+
+
+def one_turn_at_most(kills: list[Launch], found: list[tuple[list[int], int]]) -> None:
+    for (_, _, victim, number), (codes, count) in zip(kills, found, strict=True):
         assert victim is not None
         assert codes[victim] in (-9, 0)  # 0: it had ended
         assert count >= number
-    assert [count for _, count in found] == sorted(count for _, count in found)
-    assert set(found[-1][0]) == {0}
-    same_as_one_process()
-
-
-def test_a_folder_in_use_is_refused_to_a_whole_launch() -> None:
-    with RunFolder("killed"):
-        ((codes, count),) = launched([(2, None, 0)])
-    assert (codes, count) == ([2, 2], 0)
+    counts = [count for _, count in found]
+    assert counts == sorted(counts)
 
 
 def test_questions_are_dealt_whole_whatever_is_done() -> None:
@@ -163,7 +159,7 @@ def test_questions_are_dealt_whole_whatever_is_done() -> None:
             ]
             for rank in range(size)
         ]
-        assert sorted(sum(dealt, [])) == sorted(whole)
+        assert sorted(chain.from_iterable(dealt)) == sorted(whole)
         assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
         assert all(dealt[i % size][i // size] == question for i, question in enumerate(whole))
     (own,) = parts.deal(asked[1:], World(1, 2))
