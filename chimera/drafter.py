@@ -46,7 +46,12 @@ class Drafter:
         self._pull = torch.zeros_like(self._state) if model.config.query_state else None
         self._fused: fused.FusedDraft | None = None
         if fused.fits(model, target):
-            self._fused = fused.FusedDraft(model, target, self._head)
+            self._fused = fused.draft(model, target, self._head)
+        depth = model.config.depth
+        self._block = torch.ones(depth, depth, dtype=torch.bool, device=target.device)
+        self._pass = (torch.empty(0), torch.empty(0))  # `Chimera.block_outputs`, of one pass
+        self._root, self._estimate = target.fuse(self._rooted), target.fuse(self._estimated)
+        self._follow = target.fuse(self._followed)
         self._ask = target.fuse(self._question)
         self._answer = target.fuse(self._reply)
         self._read = target.fuse(self._recall)
@@ -87,7 +92,8 @@ class Drafter:
         last: bool = False,
         embedded: Tensor | None = None,
     ) -> Tensor:
-        """Draft the children of n nodes at depth `level - 1` of the tree.
+        """Draft the children of n nodes at depth `level - 1` of the tree. A model with one pass
+        runs it for the root, at level 1; its other levels read what that left.
 
         Args:
             trigrams: int64 [n, 3], the nodes' tokens, each with the two before it.
@@ -105,6 +111,11 @@ class Drafter:
             found = self._fused.level(x, level, visible, last, self._drafted, self._rows)
             self._drafted += n
             return found
+        if self.model.config.one_pass:
+            if level == 1:
+                self._pass = self._run_pass(trigrams)
+            z = self._follow(trigrams, *(rows[level - 1] for rows in self._pass))
+            return z if self._score is None else self._score(z)
         if not context:  # a node sees only itself
             own = torch.eye(n, dtype=torch.bool, device=visible.device)
             visible = F.pad(own, (self._drafted, 0))
@@ -117,6 +128,13 @@ class Drafter:
         logits: Tensor = self._answer(u, attended, self._state, position, level, rows, into)
         self._drafted += n
         return logits
+
+    def _run_pass(self, trigrams: Tensor) -> tuple[Tensor, Tensor]:
+        """`Chimera.block_outputs` of the root's trigram, int64 [1, 3]; its rows of the cache are
+        overwritten by the next draft."""
+        u, q = self._root(trigrams, self._pull, self._target.length, self._rows)
+        attended = self._target.attend(q, self._rows[0], self._rows[1], self._block)
+        return self._estimate(u, attended, self._state)
 
     def token(self, index: Tensor) -> Tensor:
         """Target ids of indices into the draft vocabulary."""
@@ -147,12 +165,18 @@ class Drafter:
     def weight_bytes(self, levels: int) -> int:
         """Bytes of weights that drafting `levels` levels reads: each level reads the trigram
         encoder, the layer, its head and the LM head's rows; the committed positions of a step read
-        the matrices of the taps, of h_t and of keys and values once."""
+        the matrices of the taps, of h_t and of keys and values once. With one pass, the trigram
+        encoder, the layer and all heads are read once, and a level reads the sequential head."""
         model, encoder = self.model, self.model.encoder
         apart = _nbytes(encoder.from_taps) + _nbytes(encoder.from_state)
         once = apart + _nbytes(encoder.kv_proj)
-        level = _nbytes(model.trigram) + _nbytes(encoder) - apart
-        level += 0 if self._head is None else self._head.nbytes
+        layer = _nbytes(model.trigram) + _nbytes(encoder) - apart
+        head = 0 if self._head is None else self._head.nbytes
+        if model.sequential is not None:
+            estimate = _nbytes(model.sequential.from_estimate)
+            once += layer + _nbytes(model.heads) + estimate
+            return once + levels * (_nbytes(model.sequential) - estimate + head)
+        level = layer + head
         heads = sum(_nbytes(head) for head in model.heads.heads[:levels])
         return once + levels * level + heads
 
@@ -187,6 +211,32 @@ class Drafter:
             _write(into, rows, *encoder.keys_values(encoder.own_context(o), rotation))
         z = self.model.heads(state.expand_as(o), o, level)
         return z if self._score is None else self._score(z)
+
+    def _rooted(
+        self, trigrams: Tensor, pull: Tensor | None, length: Tensor, into: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(inputs u [depth, d] of one pass, its queries [depth, H, D]); keys and values go behind
+        the `length` true rows."""
+        model, encoder = self.model, self.model.encoder
+        x = model.trigram.standardised(self._embeddings(trigrams))  # [1, 3d]
+        u = model.block_inputs(x, pull)[0]
+        rows = length + torch.arange(u.shape[0], device=u.device)
+        q, k, v = encoder.queries(u, encoder.rotation(rows))
+        _write(into, rows, k, v)
+        return u, q
+
+    def _estimated(self, u: Tensor, attended: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """`Chimera.block_outputs`: [depth, d] and [depth, inner]."""
+        o = self.model.encoder.finish(u, attended)
+        return self.model.block_outputs(state[0], o)
+
+    def _followed(self, trigrams: Tensor, z: Tensor, added: Tensor) -> Tensor:
+        """z [n, d] of n nodes of a level, from the pass's z [d] and A o^ [inner] for its depth."""
+        model = self.model
+        assert model.sequential is not None
+        x = model.trigram.standardised(self._embeddings(trigrams))
+        out: Tensor = z + model.heads.state_norm.scale * model.sequential(x, added)
+        return out
 
     def _context(self, hidden: Tensor, taps: list[Tensor], rows: Tensor, into: Tensor) -> None:
         """Key and value of true states [n, d] into `rows`, which are their positions."""

@@ -31,6 +31,12 @@ def fits(model: Chimera, target: TargetModel) -> bool:
     return torch.equal(ours.mean, theirs.mean) and torch.equal(ours.scale, theirs.scale)
 
 
+def draft(model: Chimera, target: TargetModel, head: Tensor | None) -> FusedDraft:
+    """The fused form of a model that `fits`."""
+    kind = FusedBlock if model.config.one_pass else FusedDraft
+    return kind(model, target, head)
+
+
 class FusedDraft:
     """A draft model, bound to a target's embeddings and to the LM head [V', d] of a draft
     vocabulary; None where the checkpoint has its own LM heads."""
@@ -102,19 +108,13 @@ class FusedDraft:
     ) -> Tensor:
         """logits [n, V'] for n nodes with embeddings x [n, 3d]; see `Drafter.expand`. `drafted`
         rows follow the true ones in [2, H, rows, D]."""
-        model, encoder, eps = self._model, self._model.encoder, self._model.config.eps
+        encoder, eps = self._model.encoder, self._model.config.eps
         keys, values = rows[0], rows[1]
         place = (keys, values, *self._tables, self._length, level - 1, drafted)
-        residual = model.trigram.residual
-        x = ops.linear(x, residual.weight, bias=residual.bias, silu=True, residual=x)
-        u = ops.linear(x, model.trigram.projection.weight, residual=self._pull)
-        q = ops.rotate_rows(
-            ops.linear(u, self._qkv, encoder.query_norm.weight, eps), encoder.heads, *place
-        )
+        u = self._query(x)
+        q = ops.rotate_rows(self._heads_of(u), encoder.heads, *place)
         attended = ops.attend(q, keys, values, self._length, visible).flatten(1)
-        x = ops.linear(attended, encoder.o_proj.weight, residual=u)
-        inner = ops.linear(x, encoder.gate_up.weight, encoder.ffn_norm.weight, eps, halves=True)
-        x = ops.linear(inner, encoder.down.weight, residual=x)
+        x = self._finish(u, attended)
         if encoder.out_norm is not None:
             _, x = ops.add_norm(x, None, encoder.out_norm.weight, eps)  # x^
         if not last:  # its row, for deeper levels
@@ -132,6 +132,25 @@ class FusedDraft:
             affine=(norm.scale, norm.mean),
         )
         return ops.linear(z, self._head)
+
+    def _query(self, x: Tensor) -> Tensor:
+        """Inputs u [n, d] of the layer, from embeddings x [n, 3d]."""
+        trigram = self._model.trigram
+        residual = trigram.residual
+        x = ops.linear(x, residual.weight, bias=residual.bias, silu=True, residual=x)
+        return ops.linear(x, trigram.projection.weight, residual=self._pull)
+
+    def _heads_of(self, u: Tensor) -> Tensor:
+        """Queries, keys and values [n, 3d] of the layer's inputs u [n, d], not rotated."""
+        encoder = self._model.encoder
+        return ops.linear(u, self._qkv, encoder.query_norm.weight, self._model.config.eps)
+
+    def _finish(self, u: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output [n, d] before its norm, from u and the attention's result [n, d]."""
+        encoder, eps = self._model.encoder, self._model.config.eps
+        x = ops.linear(attended, encoder.o_proj.weight, residual=u)
+        inner = ops.linear(x, encoder.gate_up.weight, encoder.ffn_norm.weight, eps, halves=True)
+        return ops.linear(inner, encoder.down.weight, residual=x)
 
     def _normed(
         self, hidden: Tensor, taps: list[Tensor], path: Tensor, accepted: Tensor
@@ -153,3 +172,52 @@ class FusedDraft:
         """[h; o] [n, 2d] from h [1, d] and x^ [n, d]."""
         o = self._model.encoder.state_norm.inverse(x)
         return torch.cat((h.expand_as(o), o), dim=-1)
+
+
+class FusedBlock(FusedDraft):
+    """A model with one pass for all depths. Its residual heads are one product with A: row k of the
+    pass needs head k, and the other heads' results for it are not used."""
+
+    def __init__(self, model: Chimera, target: TargetModel, head: Tensor | None) -> None:
+        super().__init__(model, target, head)
+        assert model.sequential is not None
+        assert head is not None
+        self._lm_head, self._sequential = head, model.sequential
+        self._after = torch.cat((*self._heads, model.sequential.from_estimate.weight))
+        depth = model.config.depth
+        self._depths = torch.arange(depth, device=head.device)
+        self._visible = torch.ones(depth, depth, dtype=torch.bool, device=head.device)
+        self._shared = self._added = torch.empty(0)  # of the pass: [depth, d], [depth, inner]
+        self._block, self._own = target.fuse(model.encoder.block), target.fuse(self._own_heads)
+
+    def level(
+        self, x: Tensor, level: int, visible: Tensor, last: bool, drafted: int, rows: Tensor
+    ) -> Tensor:
+        if level == 1:
+            self._run_pass(x, rows)
+        norm, shared = self._model.encoder.state_norm, self._shared[level - 1 : level]
+        inner = ops.linear(
+            x, self._sequential.from_tokens.weight, bias=self._added[level - 1], silu=True
+        )
+        z = ops.linear(
+            inner, self._sequential.out.weight, residual=shared, affine=(norm.scale, norm.mean)
+        )
+        return ops.linear(z, self._lm_head)
+
+    def _run_pass(self, x: Tensor, rows: Tensor) -> None:
+        """The encoder and heads for all depths, from the root's embeddings x [1, 3d]."""
+        encoder, eps = self._model.encoder, self._model.config.eps
+        u = self._block(self._query(x)[0])  # [depth, d]
+        place = (rows[0], rows[1], *self._tables, self._depths, self._length, self._visible)
+        x = self._finish(u, ops.attend_rotated(self._heads_of(u), encoder.heads, None, *place))
+        norm = None if encoder.out_norm is None else encoder.out_norm.weight
+        after = ops.linear(x, self._after, norm, eps)  # of x^
+        heads, self._added = after.split((x.numel(), after.shape[1] - x.numel()), dim=1)
+        self._shared = self._own(x, heads, self._from_h)
+
+    def _own_heads(self, x: Tensor, heads: Tensor, from_h: Tensor) -> Tensor:
+        """x^ + SiLU(W_k [h_t^; x^] + b_k) [depth, d]; `heads` [depth, depth d] has the x^ part of
+        every head for every row."""
+        depth, d = x.shape
+        own = heads.view(depth, depth, d).diagonal().T  # [depth, d]
+        return self._model.encoder.normed(x) + F.silu(own + from_h[:depth])

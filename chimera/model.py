@@ -10,6 +10,17 @@ norm at position i, d the hidden size, V the vocabulary, V' the draft vocabulary
     q(x_{j+1}) = softmax(LM head z_j)
 
 t is the newest position whose h is known; o_j estimates h_j at later positions.
+
+With `one_pass` the encoder runs once for all depths k = 1 .. K, after the root x_{t+1}; m_k are
+learned, x^ is x standardised and s the deviation of h:
+
+    u_k = g_{t+1} + m_k + W_h h_t^
+    o_{t+k} = layer(query u_k at position t + k; context c_s for s <= t, u_1 .. u_K)
+    z_j = o_j + s (SiLU(W_k [h_t^; o_j^] + b_k)                                 residual head k
+                   + W_out SiLU(W_in [e^_{j-2}; e^_{j-1}; e^_j] + A o_j^))      sequential head
+
+so that only the last line depends on the drafted tokens. Block drafters such as DFlash
+(arXiv 2602.06036) have one such pass; DSpark (arXiv 2607.05147) adds a sequential part.
 """
 
 from __future__ import annotations
@@ -46,6 +57,8 @@ class ChimeraConfig:
         out_norm: whether the encoder's output is normed (in published checkpoints it is not).
         own_heads: size V of heads that compute logits themselves, as in published checkpoints:
             W_k [h_t; o], or W_k o without `head_state`; 0 for residual heads.
+        one_pass: whether the encoder runs once for all depths (`chimera_block`).
+        sequential: inner size of the sequential head that `one_pass` needs.
     """
 
     hidden_size: int
@@ -61,12 +74,20 @@ class ChimeraConfig:
     head_state: bool = True
     out_norm: bool = True
     own_heads: int = 0
+    one_pass: bool = False
+    sequential: int = 0
 
     def __post_init__(self) -> None:
         if self.hidden_size % (2 * self.heads):
             raise ValueError(
                 f"hidden size {self.hidden_size} does not split into {self.heads} even heads"
             )
+        if self.one_pass != (self.sequential > 0):
+            raise ValueError("one_pass and an inner size of the sequential head go together")
+        if self.one_pass and not (self.trigram and self.context and self.head_state):
+            raise ValueError("one_pass needs trigram, context and head_state")
+        if self.one_pass and self.own_heads:
+            raise ValueError("one_pass needs the target's LM head, not own_heads")
 
     def to_dict(self) -> dict[str, object]:
         return {**asdict(self), "taps": list(self.taps)}
@@ -114,9 +135,16 @@ class TrigramEncoder(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """[..., 3, d], the newest token last -> [..., d]."""
+        return self.encode(self.standardised(embeddings))
+
+    def standardised(self, embeddings: Tensor) -> Tensor:
+        """[..., 3, d] -> [..., 3d], the input of `encode`."""
         if not self._trigram:
             embeddings = embeddings[..., 2:, :].expand_as(embeddings)
-        x = self.norm(embeddings).flatten(-2)  # [..., 3d]
+        return self.norm(embeddings).flatten(-2)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """g [..., d] of standardised embeddings [..., 3d]."""
         out: Tensor = self.projection(x + F.silu(self.residual(x)))
         return out
 
@@ -148,6 +176,7 @@ class FullContextEncoder(nn.Module):
         self.tap_norms = nn.ModuleList(Standardise(d) for _ in range(taps))
         self.from_taps = nn.Linear(taps * d, d, bias=False) if taps else None
         self.from_state = nn.Linear(d, d, bias=False) if config.query_state else None
+        self.depths = nn.Parameter(torch.zeros(config.depth, d)) if config.one_pass else None
 
     def context(self, h: Tensor, taps: list[Tensor]) -> Tensor:
         """c of verified positions, [..., d], from h and the inner layers' states [..., d]."""
@@ -177,6 +206,11 @@ class FullContextEncoder(nn.Module):
         added: Tensor = self.from_state(self.state_norm(h))
         return added
 
+    def block(self, g: Tensor) -> Tensor:
+        """Inputs [..., depth, d] of one pass for all depths, from the root's g [..., d]."""
+        assert self.depths is not None
+        return g[..., None, :] + self.depths
+
     def rotation(self, positions: Tensor) -> Rotation:
         """(cos, sin) of rotary positions [..., n], each [..., n, 1, head_dim / 2]."""
         half = self.q_proj.out_features // self.heads // 2
@@ -200,8 +234,11 @@ class FullContextEncoder(nn.Module):
         """o [..., d] from the input u and the attention's result [..., heads, head_dim]."""
         x = u + self.o_proj(attended.flatten(-2))
         gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
-        x = x + self.down(F.silu(gate) * up)
-        return self.state_norm.inverse(x if self.out_norm is None else self.out_norm(x))
+        return self.state_norm.inverse(self.normed(x + self.down(F.silu(gate) * up)))
+
+    def normed(self, x: Tensor) -> Tensor:
+        """The layer's output [..., d], normed where the configuration says so."""
+        return x if self.out_norm is None else self.out_norm(x)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.heads, -1)
@@ -242,6 +279,23 @@ class ResidualHeads(nn.Module):
         return z
 
 
+class SequentialHead(nn.Module):
+    """What the drafted tokens add to z after one pass for all depths, in deviations of h."""
+
+    def __init__(self, config: ChimeraConfig) -> None:
+        super().__init__()
+        d, inner = config.hidden_size, config.sequential
+        self.from_tokens = nn.Linear(3 * d, inner, bias=False)
+        self.from_estimate = nn.Linear(d, inner, bias=False)
+        self.out = nn.Linear(inner, d, bias=False)
+
+    def forward(self, x: Tensor, added: Tensor) -> Tensor:
+        """[..., d] from standardised embeddings of three tokens, [..., 3d], and `from_estimate` of
+        the standardised o, [..., inner]."""
+        out: Tensor = self.out(F.silu(self.from_tokens(x) + added))
+        return out
+
+
 class Chimera(Draft):
     """The draft model; embeddings and LM head are the target's, frozen."""
 
@@ -253,6 +307,7 @@ class Chimera(Draft):
         self.trigram = TrigramEncoder(config)
         self.encoder = FullContextEncoder(config)
         self.heads = ResidualHeads(config)
+        self.sequential = SequentialHead(config) if config.one_pass else None
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Chimera:
@@ -279,6 +334,10 @@ class Chimera(Draft):
         for zero in (encoder.o_proj, encoder.down, encoder.from_taps, encoder.from_state):
             if zero is not None:
                 zero.weight.zero_()
+        if encoder.depths is not None:
+            encoder.depths.zero_()
+        if self.sequential is not None:
+            self.sequential.out.weight.zero_()
         if encoder.out_norm is not None:
             encoder.out_norm.weight.fill_(0.3)
 
@@ -302,7 +361,8 @@ class Chimera(Draft):
     ) -> tuple[Tensor, Tensor]:
         """Draft `depth` levels from every anchor along the true tokens (teacher forcing).
 
-        The encoder reads its own outputs of earlier levels, as when drafting.
+        The encoder reads its own outputs of earlier levels, as when drafting; with `one_pass` it
+        runs once for all levels.
 
         Args:
             embeddings: [B, T, d] of the tokens.
@@ -320,6 +380,15 @@ class Chimera(Draft):
         if not encoder.sees_context:
             seen = torch.zeros_like(seen)
         h = hidden[batch, anchors]  # [B, A, d]
+        if self.sequential is not None:
+            ahead = anchors[..., None] + torch.arange(1, self.config.depth + 1, device=span.device)
+            window = ahead[..., None] + torch.arange(-2, 1, device=span.device)  # [B, A, depth, 3]
+            x = self.trigram.standardised(embeddings[batch[..., None, None], window])
+            u = self.block_inputs(x[:, :, 0], encoder.pull(h))
+            q, k, v = encoder.queries(u, encoder.rotation(ahead))
+            o = encoder.finish(u, _attend_blocks(q, k, v, keys, values, seen))
+            z, added = self.block_outputs(h, o)
+            return o, z + self.heads.state_norm.scale * self.sequential(x, added)
         pull = encoder.pull(h)
         own: list[tuple[Tensor, Tensor]] = []
         outs, zs = [], []
@@ -337,6 +406,21 @@ class Chimera(Draft):
             outs.append(o)
             zs.append(self.heads(h, o, level))
         return torch.stack(outs, dim=2), torch.stack(zs, dim=2)
+
+    def block_inputs(self, x: Tensor, pull: Tensor | None) -> Tensor:
+        """u [..., depth, d] of one pass, from the root's standardised embeddings x [..., 3d] and
+        what h_t adds, [..., d]."""
+        g = self.trigram.encode(x)
+        return self.encoder.block(g if pull is None else g + pull)
+
+    def block_outputs(self, h: Tensor, o: Tensor) -> tuple[Tensor, Tensor]:
+        """(z without the sequential head [..., depth, d], A o^ [..., depth, inner]) from h_t
+        [..., d] and o [..., depth, d]."""
+        assert self.sequential is not None
+        estimates = enumerate(o.unbind(dim=-2), start=1)
+        z = torch.stack([self.heads(h, each, level) for level, each in estimates], dim=-2)
+        added: Tensor = self.sequential.from_estimate(self.heads.state_norm(o))
+        return z, added
 
 
 def _attend_chain(
@@ -357,3 +441,23 @@ def _attend_chain(
     for j, (_, v) in enumerate(own):
         attended = attended + private[..., j].transpose(1, 2)[..., None] * v
     return attended
+
+
+def _attend_blocks(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, seen: Tensor
+) -> Tensor:
+    """Attention of each anchor's block over the shared context and over the block itself.
+
+    q, k, v: [B, A, J, H, D]; keys, values: [B, T, H, D]; seen: bool [B, A, T].
+    """
+    anchors, block = q.shape[1:3]
+    own = torch.eye(anchors, dtype=torch.bool, device=q.device).expand(len(q), -1, -1)
+    own = own.repeat_interleave(block, dim=-1)  # [B, A, A J]
+    visible = torch.cat((seen, own), dim=-1).repeat_interleave(block, dim=1)  # [B, A J, T + A J]
+    attended = F.scaled_dot_product_attention(
+        q.flatten(1, 2).transpose(1, 2),
+        torch.cat((keys, k.flatten(1, 2)), dim=1).transpose(1, 2),
+        torch.cat((values, v.flatten(1, 2)), dim=1).transpose(1, 2),
+        attn_mask=visible[:, None],
+    )
+    return attended.transpose(1, 2).unflatten(1, (anchors, block))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Final
 
 from bench.decoding.decoder import TargetInfo
@@ -29,6 +30,12 @@ def chimera_plus_config(target: TargetInfo) -> ChimeraConfig:
     return chimera_config(target, taps=taps, query_state=True, ffn=ffn)
 
 
+def chimera_block_config(target: TargetInfo) -> ChimeraConfig:
+    """Chimera+ whose encoder runs once for all depths."""
+    plus = chimera_plus_config(target)
+    return replace(plus, one_pass=True, sequential=2 * plus.hidden_size)
+
+
 def _changed(**changes: Any) -> Callable[[TargetInfo], ChimeraConfig]:
     return lambda target: chimera_config(target, **changes)
 
@@ -36,6 +43,9 @@ def _changed(**changes: Any) -> Callable[[TargetInfo], ChimeraConfig]:
 CHIMERA: Final = TrainableDraft(Chimera, chimera_config, DISTIL, "the paper's architecture")
 CHIMERA_PLUS: Final = TrainableDraft(
     Chimera, chimera_plus_config, DISTIL, "inner layers in the context, h_t in the query"
+)
+CHIMERA_BLOCK: Final = TrainableDraft(
+    Chimera, chimera_block_config, DISTIL, "as chimera_plus, one pass for all depths"
 )
 UNIGRAM: Final = TrainableDraft(Chimera, _changed(trigram=False), DISTIL, "no trigram encoder")
 NO_CONTEXT: Final = TrainableDraft(

@@ -358,7 +358,9 @@ def model() -> Any:
     return targets.load(targets.resolve("synthetic:predictable-mha"), "cpu", torch.float32).model
 
 
-@pytest.mark.parametrize("name", ["medusa", "medusa_typical", "chimera", "chimera_plus"])
+@pytest.mark.parametrize(
+    "name", ["medusa", "medusa_typical", "chimera", "chimera_plus", "chimera_block"]
+)
 def test_a_random_draft_changes_no_answer(model: Any, name: str) -> None:
     prompt = [5, 3, 8, 1, 9]
     outputs = []
@@ -417,6 +419,15 @@ def test_a_shared_lm_head_is_read_at_every_level(model: Any) -> None:
     whole, decoder = drafted_bytes("chimera_plus(vocab=0)", "random", model, "any")
     assert whole - short == 4 * depth * (v - 8) * d
     assert whole > 4 * decoder.draft_parameters
+
+
+def test_one_pass_is_read_once(model: Any) -> None:
+    """A further level reads the sequential head and the LM head's rows."""
+    d, v = model.config.hidden_size, model.config.vocab_size
+    shallow, deep = (
+        drafted_bytes(f"chimera_block(depth={k})", "random", model, "any")[0] for k in (2, 3)
+    )
+    assert deep - shallow == 4 * (2 * d * 3 * d + d * 2 * d + v * d)
 
 
 def test_methods_without_weights_read_none(model: Any) -> None:

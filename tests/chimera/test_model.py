@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -12,16 +13,22 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from baselines.medusa.model import Medusa, MedusaConfig
+from bench.decoding.engines.compile import CompiledTarget
 from bench.decoding.engines.eager import EagerTarget
+from bench.decoding.target import TargetModel
+from chimera import fused
 from chimera.drafter import Drafter
+from chimera.fused import FusedBlock
 from chimera.model import Chimera, ChimeraConfig, Standardise
 
 VOCAB, D, DEPTH, LENGTH = 20, 16, 4, 14
 CHIMERA = ChimeraConfig(hidden_size=D, heads=2, ffn=24, depth=DEPTH)
 PLUS = replace(CHIMERA, taps=(1, 2), query_state=True)
+BLOCK = replace(PLUS, one_pass=True, sequential=24)
 CONFIGS = {
     "chimera": CHIMERA,
     "chimera_plus": PLUS,
+    "chimera_block": BLOCK,
     "chimera_unigram": replace(CHIMERA, trigram=False),
     "chimera_no_context": replace(CHIMERA, context=False),
     "chimera_heads_o": replace(CHIMERA, head_state=False),
@@ -68,6 +75,7 @@ def random_chimera(config: ChimeraConfig) -> Chimera:
         if isinstance(module, Standardise):
             module.mean.copy_(torch.randn(D, generator=generator))
             module.scale.copy_(torch.rand(D, generator=generator) + 0.5)
+    model.heads.state_norm.load_state_dict(model.encoder.state_norm.state_dict())
     return model
 
 
@@ -82,7 +90,7 @@ def unroll(model: Chimera, text: Text, anchors: list[int]) -> tuple[Tensor, Tens
 class Bound:
     """A drafter on a target that has the made-up embeddings and head."""
 
-    def __init__(self, model: Chimera, text: Text) -> None:
+    def __init__(self, model: Chimera, text: Text, engine: type[TargetModel] = EagerTarget) -> None:
         config = LlamaConfig(
             vocab_size=VOCAB,
             hidden_size=D,
@@ -94,15 +102,15 @@ class Bound:
         shell = LlamaForCausalLM(config).requires_grad_(False)
         shell.set_input_embeddings(text.embeddings)
         shell.lm_head.weight.copy_(text.head)
-        self._target, self._text = EagerTarget(shell), text
-        self._target.reserve(LENGTH + 4 * DEPTH)
-        self.drafter = Drafter(model, self._target, torch.arange(VOCAB), spare=DEPTH)
+        self.target, self._text = engine(shell), text
+        self.target.reserve(LENGTH + 4 * DEPTH)
+        self.drafter = Drafter(model, self.target, torch.arange(VOCAB), spare=DEPTH)
 
     def commit(self, end: int, padding: int = 0) -> None:
         """The states up to `end`; later blocks with `padding` rows of nonsense behind them."""
-        start = self._target.cache.length
-        self._target.cache.length = end
-        self._target.length.fill_(end)
+        start = self.target.cache.length
+        self.target.cache.length = end
+        self.target.length.fill_(end)
         states = [rows[start:end] for rows in (self._text.hidden, *self._text.taps)]
         if not start:
             self.drafter.start(states[0], states[1:])
@@ -113,11 +121,14 @@ class Bound:
 
 
 @each_config
+@pytest.mark.parametrize("engine", [EagerTarget, CompiledTarget])
 @pytest.mark.parametrize("anchor", [1, 5, LENGTH - DEPTH - 1])
-def test_drafting_step_by_step_is_what_was_trained(config: ChimeraConfig, anchor: int) -> None:
+def test_drafting_step_by_step_is_what_was_trained(
+    config: ChimeraConfig, anchor: int, engine: type[TargetModel]
+) -> None:
     text, model = made_up(config), random_chimera(config)
     _, z = unroll(model, text, [anchor])
-    bound = Bound(model, text)
+    bound = Bound(model, text, engine)
     drafter = bound.drafter
     bound.commit(2)  # the prompt
     if anchor > 1:  # an accepted block
@@ -191,8 +202,9 @@ def test_what_each_switch_hides() -> None:
     assert depends(both) == [True, False, False], "h_t comes by the context and by the heads"
 
 
-def test_anchors_do_not_meet() -> None:
-    text, model = made_up(PLUS), random_chimera(PLUS)
+@pytest.mark.parametrize("config", [PLUS, BLOCK])
+def test_anchors_do_not_meet(config: ChimeraConfig) -> None:
+    text, model = made_up(config), random_chimera(config)
     _, together = unroll(model, text, [2, 5, 7])
     for row, anchor in enumerate((2, 5, 7)):
         _, alone = unroll(model, text, [anchor])
@@ -228,6 +240,32 @@ def test_standardised_states_have_mean_0_and_deviation_1() -> None:
         torch.testing.assert_close(out.mean(dim=0), torch.zeros(D), atol=1e-5, rtol=0)
         torch.testing.assert_close(out.std(dim=0), torch.ones(D))
     torch.testing.assert_close(encoder.state_norm.inverse(encoder.state_norm(x)), x)
+
+
+def test_one_pass_reads_no_drafted_token() -> None:
+    """o of every depth is known from the root; the tokens after it reach z alone."""
+    text, model, anchor = made_up(BLOCK), random_chimera(BLOCK), 4
+    o, z = unroll(model, text, [anchor])
+    text.ids[anchor + 2 :] = (text.ids[anchor + 2 :] + 1) % VOCAB
+    other_o, other_z = unroll(model, text, [anchor])
+    assert torch.equal(o, other_o)
+    assert torch.equal(z[:, 0], other_z[:, 0])
+    for level in range(1, DEPTH):
+        assert not torch.allclose(z[0, level], other_z[0, level])
+
+
+def test_one_pass_is_used_where_kernels_are_fused() -> None:
+    target = Bound(random_chimera(BLOCK), made_up(BLOCK), CompiledTarget).target
+    assert fused.fits(random_chimera(BLOCK), target)
+    assert isinstance(fused.draft(random_chimera(BLOCK), target, torch.zeros(VOCAB, D)), FusedBlock)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"sequential": 0}, {"context": False}, {"trigram": False}, {"own_heads": VOCAB}]
+)
+def test_what_one_pass_cannot_be_combined_with(changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="one_pass"):
+        replace(BLOCK, **changes)
 
 
 def test_medusa_starts_as_the_target_and_follows_its_equation() -> None:

@@ -22,10 +22,15 @@ from bench.training.writer import Writer, WriterSettings
 from tests.decoding.known import tiny_model
 
 PREDICTABLE = "synthetic:predictable"
-METHODS = ("chimera", "chimera_plus", "medusa")
+METHODS = ("chimera", "chimera_plus", "chimera_block", "medusa")
 # Fast rates: Chimeras get far in few but costly steps, Medusa's steps are cheap.
 RUNS: tuple[dict[str, Any], ...] = (
-    {"method": ("chimera", "chimera_plus"), "steps": 24, "muon_lr": 0.05, "adam_lr": 0.01},
+    {
+        "method": ("chimera", "chimera_plus", "chimera_block"),
+        "steps": 24,
+        "muon_lr": 0.05,
+        "adam_lr": 0.01,
+    },
     {"method": ("medusa",), "steps": 150, "muon_lr": 0.1, "adam_lr": 0.02},
 )
 SEQUENCES = 288
