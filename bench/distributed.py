@@ -142,9 +142,9 @@ def world() -> World:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
-    """The world with its process group, which lives as long as the block. UsageError where the
-    other processes cannot be reached."""
+def joined(cards: bool = False) -> Iterator[World]:
+    """The world with its process group, which lives as long as the block; where the `cards` talk to
+    each other too, over NCCL. UsageError where the other processes cannot be reached."""
     here = world()
     if here.alone:
         yield here
@@ -152,7 +152,8 @@ def joined() -> Iterator[World]:
     import torch.distributed as dist
 
     try:
-        dist.init_process_group("gloo", timeout=LONGEST_WAIT)
+        backend = "cpu:gloo,cuda:nccl" if cards and dist.is_nccl_available() else "gloo"
+        dist.init_process_group(backend, timeout=LONGEST_WAIT)
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"the {here.size} processes of this launch do not find each other "

@@ -18,6 +18,7 @@ from bench.records import validation
 from bench.records.runs import PARTS, RunFolder
 from bench.run import parts
 from bench.run.parts import Part
+from bench.targets.synthetic import predictable, tokenizer
 from tests import harness
 from tests.test_records import failure, turn
 
@@ -48,12 +49,12 @@ def start(flags, rank, size, port):
 def lines(out):
     return sum(p.read_bytes().count(b"\\n") for p in Path(out).rglob("records.jsonl"))
 
-def launch(flags, out, size, victim, number):
+def launch(flags, out, size, victim, number, *more):
     \"\"\"Kills a process once so many records are there; the others are told to end, or not.\"\"\"
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    flags = [*flags, "--out", out]
+    flags = [*flags, "--out", out, *more]
     alive = {start(flags, rank, size, port): rank for rank in range(size)}
     codes = [None] * size
     chance = random.Random(number)
@@ -81,8 +82,8 @@ for out, *how in launches:
     print(json.dumps([codes, lines(out)]), flush=True)
 """
 
-Launch = tuple[str, int, int | None, int]
-"""The run folder, how many processes, which of them is killed, after how many records."""
+Launch = tuple[str, int, int | None, int, *tuple[str, ...]]
+"""The run folder, how many processes, which of them is killed, after how many records, flags."""
 
 KILLS: list[Launch] = [("killed", *how) for how in [(2, 1, 3), (3, 0, 14), (2, 1, 26), (1, 0, 31)]]
 
@@ -101,9 +102,17 @@ def launched(launches: list[Launch], *flags: str) -> list[tuple[list[int], int]]
 
 
 def test_processes_of_a_launch_record_what_one_does_whichever_is_killed() -> None:
+    split = ("--models", save("saved"), "--parallel", "tp", "--methods", "lookahead", "medusa")
     with RunFolder("used"):
-        used, two, *kills, last = launched(
-            [("used", 2, None, 0), ("two", 2, None, 0), *KILLS, ("killed", 2, None, 0)]
+        used, two, split_over_two, split_over_three, *kills, last = launched(
+            [
+                ("used", 2, None, 0),
+                ("two", 2, None, 0),
+                ("split", 2, None, 0, *split),
+                ("three", 3, None, 0, *split),
+                *KILLS,
+                ("killed", 2, None, 0),
+            ]
         )
     assert used == ([2, 2], 0)  # as one process is refused
     assert two[0] == last[0] == [0, 0]
@@ -113,6 +122,32 @@ def test_processes_of_a_launch_record_what_one_does_whichever_is_killed() -> Non
     assert {r["prompt_id"]: r["rank"] for r in records.read("two")} == {"1": 0, "2": 1, "3": 0}
     assert {r["rank"] for r in records.read("whole")} == {0}
     assert {r["card"] for r in records.read("two")} == {None}
+    assert split_over_two[0] == [0, 0]
+    same_answers_from_one_model("split")
+    assert split_over_three == ([2, 2, 2], 0)  # the model has two key-value heads
+
+
+def save(folder: str) -> str:
+    """Saves the predictable target; its path."""
+    predictable()[0].save_pretrained(folder)
+    tokenizer(64, 2048).save_pretrained(folder)
+    return f"./{folder}"
+
+
+def same_answers_from_one_model(out: str) -> None:
+    """A model split over two processes, which answer every question together."""
+    expected = {
+        (r["prompt_id"], r["turn"], r["repeat"], r["method"]): r["output_ids"]
+        for r in harness.kept("whole", None)
+    }
+    found = [r for r in harness.kept(out, None) if r["status"] == "ok"]
+    assert len(found) == 2 * 2 * harness.TURNS
+    for r in found:
+        assert r["output_ids"] == expected[r["prompt_id"], r["turn"], r["repeat"], r["method"]]
+        assert r["device"].startswith("2 x ")
+        assert r["device"].endswith(", tp")
+    assert [r["status"] for r in harness.of(out, "medusa", None)] == ["skipped"]
+    assert validation.check(out) == []
 
 
 @pytest.mark.slow
@@ -139,7 +174,7 @@ def same_as_one_process(out: str) -> None:
 
 
 def one_turn_at_most(kills: list[Launch], found: list[tuple[list[int], int]]) -> None:
-    for (_, _, victim, number), (codes, count) in zip(kills, found, strict=True):
+    for (_, _, victim, number, *_), (codes, count) in zip(kills, found, strict=True):
         assert victim is not None
         assert codes[victim] in (-9, 0)  # 0: it had ended
         assert count >= number

@@ -47,7 +47,7 @@ def command(flags: dict[str, Any]) -> int:
     if listing:
         show_listing(config)
         return 0
-    with distributed.joined() as world:
+    with distributed.joined(cards=config.parallel == "tp") as world:
         from bench.run.plan import Plan
 
         with world.main_first():
@@ -122,7 +122,7 @@ def follow(plan: Plan, world: World) -> int:
     path: Path = world.from_main(Path)  # the main process's `begin_folder`
     for target in plan.targets:
         with Part(path, world.rank) as part:
-            loaded = load(target, plan.device, plan.dtype)
+            loaded = load(target, plan.device, plan.dtype, plan.config.parallel)
             Session(plan, loaded, part, path.name, world, begin=lambda: None).run()
         world.wait()  # until every part is complete
         world.wait()  # until they are merged
@@ -160,7 +160,7 @@ def run_target(
     from bench.run.session import Session
     from bench.targets.registry import load
 
-    loaded = load(target, plan.device, plan.dtype)
+    loaded = load(target, plan.device, plan.dtype, plan.config.parallel)
     session = Session(plan, loaded, folder, folder.path.name, world, begin)
     prompts = session.run()
     world.wait()  # until every part is complete

@@ -24,10 +24,11 @@ from bench.run import frozen
 SHARED = (history.FILE, frozen.FILE)  # what a part knows of the run before it begins
 
 
-def deal(sets: Sequence[Questions], world: World) -> list[Questions]:
+def deal(sets: Sequence[Questions], world: World, together: bool = False) -> list[Questions]:
     """The questions of this process: of each set every `world.size`-th, from its rank on,
-    whatever has been answered before. Sets without a question are left out."""
-    if world.alone:
+    whatever has been answered before. Sets without a question are left out. All questions where
+    the processes answer each `together`: the parts then hold what the main process has too."""
+    if world.alone or together:
         return list(sets)
     dealt, first = [], 0  # counts on from set to set, so that small sets reach every process
     for questions in sets:

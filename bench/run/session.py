@@ -56,7 +56,7 @@ class Session:
         self.folder = folder
         self.world = world
         self.name = loaded.target.name
-        self.sets = deal(plan.sets, world)
+        self.sets = deal(plan.sets, world, together=plan.config.parallel == "tp")
         self.targets = EngineTargets(loaded.model, self.name, self._note)
         self.recorder = Recorder(plan.config, loaded, plan.device_name, run, world.rank)
 
