@@ -66,6 +66,27 @@ class World:
         torch.cuda.set_device(self.local_rank)  # the one that `cuda` means from now on
         return f"cuda:{self.local_rank}"
 
+    def cards(self, parallel: str, device: str) -> int:
+        """Over how many devices a model lies. UsageError where there are not enough for it."""
+        if parallel == "none":
+            return 1
+        if parallel == "tp":
+            if self.alone:
+                raise UsageError(
+                    "--parallel tp splits a model over processes; start them with accelerate "
+                    "launch --num_processes 2 -m bench.run"
+                )
+            return self.size
+        import torch
+
+        cards = torch.cuda.device_count() if device == "cuda" else 0
+        if not self.alone or cards < 2:
+            raise UsageError(
+                "--parallel layers takes one process, --device cuda and two cards or more; "
+                f"here are {self.size} and {cards}"
+            )
+        return cards
+
     def wait(self) -> None:
         """Until every process is here. UsageError where one has ended."""
         self.gather(None)

@@ -52,20 +52,25 @@ def command(flags: dict[str, Any]) -> int:
 
         with world.main_first():
             plan = Plan(config, provenance)
-            if not dry_run:
-                plan.fetch()
         if dry_run:
             if world.main:
                 print(plan.describe())
             return 0
-        plan.settle(world)
-        return lead(plan, world) if world.main else follow(plan, world)
+        return run(plan, world)
 
 
 def show_listing(config: RunConfig) -> None:
     from bench.run.listing import listing
 
     print(listing(config))
+
+
+def run(plan: Plan, world: World) -> int:
+    """This process's part of the run; its exit code."""
+    with world.main_first():
+        plan.fetch()
+    plan.settle(world)
+    return lead(plan, world) if world.main else follow(plan, world)
 
 
 def lead(plan: Plan, world: World) -> int:

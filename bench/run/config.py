@@ -23,7 +23,7 @@ from bench.cli import (
     option,
     read_file,
 )
-from bench.decoding.engines.registry import EAGER, ENGINES
+from bench.decoding.engines.registry import ENGINES, check_engines
 from bench.errors import UsageError
 
 
@@ -117,11 +117,7 @@ class RunConfig:
             if len(set(values)) != len(values):
                 raise UsageError(f"{flag(name)} names something twice")
         check_choices(self)
-        one_card = [engine for engine in self.engine if engine != EAGER]
-        if self.parallel != "none" and one_card:
-            raise UsageError(
-                f"engine {one_card[0]} takes one card; run --parallel {self.parallel} on {EAGER}"
-            )
+        check_engines(self.parallel, self.engine)
 
 
 def presets() -> list[str]:

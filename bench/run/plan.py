@@ -155,7 +155,7 @@ class Plan:
     def settle(self, world: World) -> None:
         """Takes this process's device. UsageError where there is none for it, or the processes have
         devices of different kinds."""
-        cards = self._cards(world)
+        cards = world.cards(self.config.parallel, self.config.device)
         self.device = world.device(self.config.device)
         names = world.gather(environment.device_name(self.device))
         self.cards = world.gather(environment.card(self.device))
@@ -166,26 +166,6 @@ class Plan:
             )
         if cards > 1:
             self.device_name = f"{cards} x {self.device_name}, {self.config.parallel}"
-
-    def _cards(self, world: World) -> int:
-        """Over how many devices a model lies. UsageError where there are not enough for it."""
-        parallel = self.config.parallel
-        if parallel == "tp":
-            if world.alone:
-                raise UsageError(
-                    "--parallel tp splits a model over processes; start them with accelerate "
-                    "launch --num_processes 2 -m bench.run"
-                )
-            return world.size
-        if parallel == "layers":
-            cards = torch.cuda.device_count() if self.config.device == "cuda" else 0
-            if not world.alone or cards < 2:
-                raise UsageError(
-                    "--parallel layers takes one process with two cards or more, and --device "
-                    f"cuda; here are {world.size} of {counted(cards, 'card')}"
-                )
-            return cards
-        return 1
 
     def fetch(self) -> None:
         """Fetches the draft weights that are on the hub, so that a run is refused before the
