@@ -57,7 +57,7 @@ class SpreadCache(TreeCache):
             part.length = rows
 
     @property
-    def live(self) -> int:  # type: ignore[override]
+    def live(self) -> int:
         return self._parts[0].live
 
     @property

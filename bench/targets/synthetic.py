@@ -246,7 +246,8 @@ def _rotary(config: "LlamaConfig", device: str) -> torch.nn.Module:
     from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     with torch.device(device):
-        return LlamaRotaryEmbedding(config)
+        module: torch.nn.Module = LlamaRotaryEmbedding(config)
+    return module
 
 
 def _table(vocab: int, generator: torch.Generator, favourite: int | None) -> torch.Tensor:

@@ -371,7 +371,8 @@ class Trainer:
             loss = loss + distil * distillation_loss(o[sequence, anchor], teacher, weight)
         # The weight of the whole batch; gradients are averaged over the processes.
         total = self.accelerator.reduce(weight.sum().detach(), "sum").clamp(min=1.0)
-        return loss * self.accelerator.num_processes / total
+        mean: Tensor = loss * self.accelerator.num_processes / total
+        return mean
 
     def _standardise(self) -> None:
         """Let the drafts measure means and deviations over answers of the first batches."""

@@ -41,7 +41,8 @@ def cards(records: pd.DataFrame) -> pd.DataFrame:
         ms=1000 * sums["decode_s"] / sums["tokens"], prompts=found.distinct("question", every)
     )
     by_question = timed.groupby(["row", "card", "question"])[["tokens", "decode_s"]].sum()
-    logs = np.log(by_question["decode_s"] / by_question["tokens"]).reset_index(name="log")
+    seconds = by_question["decode_s"] / by_question["tokens"]
+    logs = seconds.map(np.log).reset_index(name="log")
     p, others = np.full(len(table), np.nan), np.full(len(table), np.nan)
     for at, (row, card) in enumerate(zip(table["row"], table["card"], strict=True)):
         setting = logs[logs["row"] == row]
