@@ -48,7 +48,7 @@ class SpreadCache(TreeCache):
         Cache.__init__(self, layers=[layer for part in parts for layer in part.layers])
 
     @property
-    def length(self) -> int:  # type: ignore[override]
+    def length(self) -> int:
         return self._parts[0].length
 
     @length.setter
@@ -57,7 +57,7 @@ class SpreadCache(TreeCache):
             part.length = rows
 
     @property
-    def live(self) -> int:
+    def live(self) -> int:  # type: ignore[override]
         return self._parts[0].live
 
     @property
