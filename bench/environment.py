@@ -105,6 +105,17 @@ def device_name(device: str) -> str:
     return f"{cpu_model()}, {_threads()}"
 
 
+def card(device: str) -> str | None:
+    """The beginning of the card's UUID, `GPU-5f0c1a2b`, which tells cards of one kind apart; None
+    on the CPU."""
+    import torch
+
+    chosen = _device(device)
+    if chosen.type != "cuda":
+        return None
+    return f"GPU-{str(torch.cuda.get_device_properties(chosen).uuid)[:8]}"
+
+
 def device_kind(device: str) -> str:
     """The device that parameters are tuned for: `NVIDIA H200`, or `cpu, 2 threads` on any CPU."""
     name = device_name(device)

@@ -40,6 +40,7 @@ VALUES: dict[str, Any] = {
     "seed": 11,
     "engine": ["eager"],
     "device": "cpu",
+    "parallel": "layers",
     "dtype": "bfloat16",
     "checkpoint": ["lookahead=weights"],
     "tree": "paper",

@@ -146,7 +146,7 @@ def _ran(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[RunConfig, M
             return ""
 
     monkeypatch.setattr(plan, "Plan", Plan)
-    monkeypatch.setattr(run, "run", lambda plan: 0)  # noqa: ARG005
+    monkeypatch.setattr(run, "run", lambda plan, world: 0)  # noqa: ARG005
     monkeypatch.setattr(run, "show_listing", lambda config: seen.append((config, {})))
     assert run.main(argv) == 0
     return seen[0]

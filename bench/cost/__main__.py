@@ -41,12 +41,15 @@ class Study:
     """A cost study with every name resolved."""
 
     def __init__(self, config: CostConfig) -> None:
-        from bench import environment
+        from bench import distributed, environment
         from bench.run import methods, preflight
         from bench.targets import registry as targets
 
         device, dtype = environment.settled(config.device, config.dtype)
         self.device_name = environment.device_name(device)  # raises where there is none
+        self.cards = distributed.world().cards(config.parallel, device)
+        if self.cards > 1:
+            self.device_name = f"{self.cards} x {self.device_name}, {config.parallel}"
         self.config = replace(config, device=device, dtype=dtype)
         self.targets = [targets.resolve(name) for name in config.models]
         self.methods = methods.resolve(config.methods, config.checkpoint, config.tree)
@@ -97,7 +100,9 @@ class Study:
         from bench.cost.session import CostSession
 
         sessions = [
-            CostSession(self.config, target, engine, self.methods, self.device_name, folder)
+            CostSession(
+                self.config, target, engine, self.methods, self.device_name, folder, self.cards
+            )
             for target in self.targets
             for engine in self.config.engine
         ]

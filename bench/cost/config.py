@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bench.cli import check_choices, device_option, dtype_option, flag, option
-from bench.decoding.engines.registry import ENGINES
+from bench.decoding.engines.registry import ENGINES, check_engines
 from bench.errors import UsageError
 
 
@@ -29,6 +29,11 @@ class CostConfig:
     turns: int = option(3, "timed turns of each method at each context, interleaved by method")
     max_new_tokens: int = option(32, "tokens of a turn, the first of them prefill's")
     seed: int = option(0, "seed of prompts, trees and orders")
+    parallel: str = option(
+        "none",
+        "layers puts a model's layers over all cards, on engine eager",
+        choices=("none", "layers"),
+    )
     device: str = device_option()
     dtype: str = dtype_option()
     checkpoint: list[str] = option(
@@ -59,3 +64,4 @@ class CostConfig:
             if len(set(given)) != len(given):
                 raise UsageError(f"{flag(name)} names something twice")
         check_choices(self)
+        check_engines(self.parallel, self.engine)

@@ -69,9 +69,11 @@ def facts(model: Any) -> dict[str, int]:
     }
 
 
-def shortage(target: Target, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why the weights do not fit into the device's free memory; None where they fit, or where the
-    model's shape is unknown until it is fetched."""
+def shortage(
+    target: Target, device: torch.device, dtype: torch.dtype, cards: int = 1
+) -> str | None:
+    """Why the weights do not fit into the free memory of the device, or of so many cards; None
+    where they fit, or where the model's shape is unknown until it is fetched."""
     from transformers import AutoModelForCausalLM
 
     config = targets.config(target)
@@ -82,7 +84,8 @@ def shortage(target: Target, device: torch.device, dtype: torch.dtype) -> str | 
     needed = sum(weight.nbytes for weight in model.parameters())
     free = psutil.virtual_memory().available
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+        places = range(cards) if cards > 1 else [device]
+        free = sum(torch.cuda.mem_get_info(place)[0] for place in places)
     if needed <= free:
         return None
     return f"the weights need {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free"

@@ -74,8 +74,11 @@ class CostSession:
         methods: Sequence[Method],
         device_name: str,
         folder: CostFolder,
+        cards: int = 1,
     ) -> None:
-        """`config` has device and dtype resolved; `methods` are those that it names."""
+        """`config` has device and dtype resolved; `methods` are those that it names; the model lies
+        over so many `cards`."""
+        self.cards = cards
         self.config = config
         self.target = target
         self.methods = [with_weights(method, target) for method in methods]
@@ -150,12 +153,12 @@ class CostSession:
     def _measure(self, jobs: Sequence[Job]) -> str | None:
         """Why the engine cannot run, or None when all was measured."""
         dtype: torch.dtype = getattr(torch, self.config.dtype)
-        reason = shortage(self.target, self.device, dtype)
+        reason = shortage(self.target, self.device, dtype, self.cards)
         if reason is not None:
             return reason
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        loaded = targets.load(self.target, self.config.device, dtype)
+        loaded = targets.load(self.target, self.config.device, dtype, self.config.parallel)
         self._facts |= {"revision": loaded.revision, **facts(loaded.model)}
         started = time.perf_counter()
         target, reason = engines.make(loaded.model, self.target.name, self.engine)

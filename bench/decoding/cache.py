@@ -57,12 +57,21 @@ class TreeCache(Cache):
         self._allocate(0)
 
     @classmethod
-    def of(cls, config: Any, dtype: torch.dtype, device: torch.device, batch: int = 1) -> TreeCache:
-        """An empty cache for a model with this text config."""
+    def of(
+        cls,
+        config: Any,
+        dtype: torch.dtype,
+        device: torch.device,
+        batch: int = 1,
+        layers: int | None = None,
+        shards: int = 1,
+    ) -> TreeCache:
+        """An empty cache for a model with this text config: for so many of its `layers` (None: for
+        all), and for one of `shards` equal parts of its key-value heads."""
         heads = config.num_attention_heads
         return cls(
-            layers=config.num_hidden_layers,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+            layers=config.num_hidden_layers if layers is None else layers,
+            kv_heads=(getattr(config, "num_key_value_heads", None) or heads) // shards,
             head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
             dtype=dtype,
             device=device,

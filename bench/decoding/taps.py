@@ -56,12 +56,16 @@ class Taps:
         return self._final["hidden"]
 
     def _layers(self) -> nn.ModuleList:
-        """The decoder layers, whatever the model calls their list."""
-        lists = (m for m in self._base.children() if isinstance(m, nn.ModuleList))
-        found = next((m for m in lists if len(m) == self._count), None)
-        if found is None:
-            raise ValueError(f"{type(self._base).__name__} has no list of {self._count} layers")
-        return found
+        return layers(self._base, self._count)[1]
+
+
+def layers(base: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
+    """The name and the list of a base model's decoder layers, whatever the model calls it.
+    ValueError where there is no list of `count` layers."""
+    for name, module in base.named_children():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise ValueError(f"{type(base).__name__} has no list of {count} layers")
 
 
 def _stream(output: Any) -> Tensor:

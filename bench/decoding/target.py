@@ -126,12 +126,15 @@ class TargetModel(ABC):
         self.max_positions: int = config.max_position_embeddings
         self.clock = PhaseClock(self.device)
         self.logits_check = LogitsCheck(self.device)
-        self.cache = TreeCache.of(config, self.dtype, self.device)
+        self.cache = self._make_cache()
         self.length = torch.zeros(1, dtype=torch.long, device=self.device)
         self.companions: dict[str, TargetModel] = {}
         self._cache_argument = cache_argument(model)
         self._taps = Taps(model)
         self._taps.add_final()
+
+    def _make_cache(self) -> TreeCache:
+        return TreeCache.of(self.config, self.dtype, self.device)
 
     @classmethod
     def unavailable(cls, model: Any) -> str | None:  # noqa: ARG003
@@ -273,5 +276,6 @@ class TargetModel(ABC):
         inputs[self._cache_argument] = self.cache
         output = self.model(use_cache=True, **inputs)
         self.logits_check.see(output.logits[0])
-        taps = {k: state[0] for k, state in self._taps.states.items()}
+        # Layers of a model that is spread over cards give theirs where they lie.
+        taps = {k: state[0].to(self.device) for k, state in self._taps.states.items()}
         return Step(output.logits[0], self._taps.hidden[0], taps)

@@ -47,7 +47,10 @@ def of_settings(before: str, now: str) -> str | None:
 
 def of_environments(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """The first difference that makes figures of two environments incomparable, or None."""
+    gpu = before.get("cuda") and now.get("cuda")
     for group, name in WATCHED:
+        if gpu and name == "torch_threads":  # torchrun sets them; nothing timed runs on them
+            continue
         a, b = ((environment.get(group) or {}).get(name) for environment in (before, now))
         if a != b:
             return f"{group} {name} ({a}, now {b})"

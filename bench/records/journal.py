@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -191,8 +191,9 @@ class Folder:
                 ) from None
             known = read(self.path, self._name, self._schema)  # raises before anything is changed
             self._file.truncate(records.read_bytes().rfind(b"\n") + 1)
-            self._newest = {record["key"]: _outcome(record) for record in known}
-            self._done = {record["key"] for record in known if record["status"] == "ok"}
+            self._newest: dict[str, tuple[str, str | None]] = {}
+            self._done: set[str] = set()
+            self.know(known)
             self._stack = stack.pop_all()
         return self
 
@@ -222,19 +223,39 @@ class Folder:
         """Writes one line and waits for the disk; a failure equal to the key's newest record is
         not written again. ValueError on a second ok record of a key, UsageError on a full disk.
         """
-        key, outcome = record["key"], _outcome(record)
-        if record["status"] == "ok" and key in self._done:
-            raise ValueError(f"{key} is already done")
-        if record["status"] != "ok" and self._newest.get(key) == outcome:
+        if record["status"] == "ok" and record["key"] in self._done:
+            raise ValueError(f"{record['key']} is already done")
+        self.absorb([record])
+
+    def absorb(self, records: Iterable[Record]) -> None:
+        """Writes the records that add something, in one piece: not those of a key that is done, nor
+        a failure equal to the key's newest record. UsageError on a full disk."""
+        new = [record for record in records if self._adds(record)]
+        if not new:
             return
         if self._environment is not None:
             self.write_once(ENVIRONMENT, self._environment)
             self._environment = None
-        line = (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode()
+        self._write(b"".join(map(_line, new)))
+        self.know(new)
+
+    def know(self, records: Iterable[Record]) -> None:
+        """Counts records that are written, here or elsewhere."""
+        for record in records:
+            self._newest[record["key"]] = _outcome(record)
+            if record["status"] == "ok":
+                self._done.add(record["key"])
+
+    def _adds(self, record: Record) -> bool:
+        if record["status"] == "ok":
+            return record["key"] not in self._done
+        return self._newest.get(record["key"]) != _outcome(record)
+
+    def _write(self, data: bytes) -> None:
+        """Writes whole lines and waits for the disk."""
         end = os.fstat(self._file.fileno()).st_size
         try:
-            written = self._file.write(line)
-            if written != len(line):
+            if self._file.write(data) != len(data):
                 raise OSError(None, "the line was written in part")
             os.fsync(self._file.fileno())
         except OSError as error:
@@ -242,9 +263,6 @@ class Folder:
             raise UsageError(
                 f"cannot write {self.path / self._name} ({error.strerror}); make room and run again"
             ) from None
-        self._newest[key] = outcome
-        if record["status"] == "ok":
-            self._done.add(key)
 
     def done(self) -> set[str]:
         """The keys of ok records."""
@@ -316,6 +334,10 @@ def _holder(lock: Path) -> str:
     with suppress(OSError):
         return lock.read_text(encoding="utf-8").strip() or "unknown"
     return "unknown"
+
+
+def _line(record: Record) -> bytes:
+    return (json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n").encode()
 
 
 def _outcome(record: Record) -> tuple[str, str | None]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from bench.files import canonical_json
 from bench.records import journal
 from bench.records.schema import (
+    CARD,
     COUNT,
     FLAG,
     HEX,
@@ -38,10 +39,11 @@ from bench.records.schema import Record as Record  # runs.Record: the type of a 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA = "1.2"  # major.minor: readers accept every minor version of their major
+SCHEMA = "1.3"  # major.minor: readers accept every minor version of their major
 RECORDS = "records.jsonl"
 AUDIT = "audit.json"
 RUN_SETTINGS = "run.yaml"
+PARTS = "parts"  # folder of what the other processes of a launch recorded, until it is merged
 COMPANIONS = (RUN_SETTINGS, journal.ENVIRONMENT, "history.jsonl")  # the other files of a run folder
 
 
@@ -96,6 +98,10 @@ FIELDS: dict[str, Field] = {
     "revision": Field(TEXT, Null.ANY),
     "dtype": Field(choice("float32", "bfloat16", "float16")),
     "device": Field(TEXT),
+    # Since 1.3: of the process that ran the turn; 0 where there was one process.
+    "rank": Field(COUNT, optional=True),
+    # Since 1.3: the beginning of the card's UUID. Null on a CPU.
+    "card": Field(CARD, Null.ANY, optional=True),
     "engine": Field(choice("eager", "graph", "compile", "exact", "stock")),
     "method": Field(TEXT),
     "params": Field(OBJECT),

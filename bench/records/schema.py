@@ -64,6 +64,7 @@ def _spelled(name: str, pattern: str) -> Kind:
 
 
 VERSION = _spelled("of the form major.minor", "[0-9]{1,9}[.][0-9]{1,9}")
+CARD = _spelled("of the form GPU-1a2b3c4d", "GPU-[0-9a-f]{8}")
 TEXT = Kind("text", lambda value: isinstance(value, str))
 LINE = Kind("one line", lambda value: isinstance(value, str) and len(value.splitlines()) < 2)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))

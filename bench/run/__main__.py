@@ -6,14 +6,17 @@ import functools
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import cli as settings
+from bench import distributed
 from bench.errors import UsageError
 from bench.run.config import RunConfig, resolve
 
 if TYPE_CHECKING:
+    from bench.distributed import World
     from bench.records.runs import Record, RunFolder
     from bench.run.plan import Plan
     from bench.targets.registry import Target
@@ -44,13 +47,16 @@ def command(flags: dict[str, Any]) -> int:
     if listing:
         show_listing(config)
         return 0
-    from bench.run.plan import Plan
+    with distributed.joined(cards=config.parallel == "tp") as world:
+        from bench.run.plan import Plan
 
-    plan = Plan(config, provenance)
-    if dry_run:
-        print(plan.describe())
-        return 0
-    return run(plan)
+        with world.main_first():
+            plan = Plan(config, provenance)
+        if dry_run:
+            if world.main:
+                print(plan.describe())
+            return 0
+        return run(plan, world)
 
 
 def show_listing(config: RunConfig) -> None:
@@ -59,26 +65,32 @@ def show_listing(config: RunConfig) -> None:
     print(listing(config))
 
 
-def run(plan: Plan) -> int:
-    """Runs what is not done yet, audits and reports. 1 where any turn failed, else 0."""
+def run(plan: Plan, world: World) -> int:
+    """This process's part of the run; its exit code."""
+    with world.main_first():
+        plan.fetch()
+    plan.settle(world)
+    return lead(plan, world) if world.main else follow(plan, world)
+
+
+def lead(plan: Plan, world: World) -> int:
+    """The main process: runs what is not done yet, merges, audits and reports. 1 where any turn
+    failed, else 0."""
     from bench.audit import results
     from bench.records import runs
 
-    plan.fetch()
-    with runs.RunFolder(plan.folder) as folder:
-        if not plan.config.resume and runs.read(folder.path):
-            raise UsageError(
-                f"{folder.path} holds records and --no-resume does not overwrite them; "
-                "choose another --out"
-            )
-        plan.stamp(folder)
+    with ExitStack() as held:
+        folder = runs.RunFolder(plan.folder)
+        world.from_main(lambda: begin_folder(plan, held.enter_context(folder)))
 
         @functools.cache  # once for all models
         def begin() -> None:
             print(f"plan: {plan.headline()}", file=sys.stderr)
             print(f"dtype: {plan.chosen}", file=sys.stderr)
 
-        rows = [row for target in plan.targets for row in run_target(plan, target, folder, begin)]
+        rows = [
+            row for target in plan.targets for row in run_target(plan, target, folder, world, begin)
+        ]
         results.write_shallow(folder, rows)
         failed = [r for r in runs.latest(runs.read(folder.path)) if r["error"]]
     if plan.config.report:
@@ -86,6 +98,40 @@ def run(plan: Plan) -> int:
     else:
         show_records(folder.path, failed)
     return int(any(r["status"] == "error" for r in failed))
+
+
+def begin_folder(plan: Plan, folder: RunFolder) -> Path:
+    """Merges what a killed launch left, and writes the settings. Returns the folder's path.
+
+    UsageError where the folder cannot take this run.
+    """
+    from bench.records import runs
+    from bench.run import parts
+
+    parts.absorb(folder)
+    if not plan.config.resume and runs.read(folder.path):
+        raise UsageError(
+            f"{folder.path} holds records and --no-resume does not overwrite them; "
+            "choose another --out"
+        )
+    plan.stamp(folder)
+    return folder.path
+
+
+def follow(plan: Plan, world: World) -> int:
+    """Every other process: records its share in its part of the run, for the main process."""
+    from bench.run.parts import Part
+    from bench.run.session import Session
+    from bench.targets.registry import load
+
+    path: Path = world.from_main(Path)  # the main process's `begin_folder`
+    for target in plan.targets:
+        with Part(path, world.rank) as part:
+            loaded = load(target, plan.device, plan.dtype, plan.config.parallel)
+            Session(plan, loaded, part, path.name, world, begin=lambda: None).run()
+        world.wait()  # until every part is complete
+        world.wait()  # until they are merged
+    return 0
 
 
 def show_records(folder: Path, failed: Sequence[Record]) -> None:
@@ -109,18 +155,26 @@ def show_report(folder: Path, failed: Sequence[Record]) -> None:
 
 
 def run_target(
-    plan: Plan, target: Target, folder: RunFolder, begin: Callable[[], None]
+    plan: Plan, target: Target, folder: RunFolder, world: World, begin: Callable[[], None]
 ) -> list[Record]:
-    """Runs one model, which is loaded for this call only. Returns its rows of the audit."""
+    """Runs one model, which is loaded for this call only, and merges what the other processes
+    recorded of it. Returns its rows of the audit."""
     from bench.audit.auditor import Auditor
     from bench.records import runs
+    from bench.run import parts
     from bench.run.session import Session
     from bench.targets.registry import load
 
-    loaded = load(target, plan.config.device, plan.dtype)
-    session = Session(plan, loaded, folder, begin)
-    prompts = {prompt.sha256: prompt.ids for prompt in session.run() if not prompt.skip}
-    auditor = Auditor(loaded, plan.methods, prompts, session.targets.target)
+    loaded = load(target, plan.device, plan.dtype, plan.config.parallel)
+    session = Session(plan, loaded, folder, folder.path.name, world, begin)
+    prompts = session.run()
+    world.wait()  # until every part is complete
+    parts.absorb(folder)
+    world.wait()  # until they are merged
+    if not world.alone:
+        prompts = session.prompts(plan.sets)
+    asked = {prompt.sha256: prompt.ids for prompt in prompts if not prompt.skip}
+    auditor = Auditor(loaded, plan.methods, asked, session.targets.target)
     return auditor.rows(runs.latest(runs.read(folder.path)))
 
 

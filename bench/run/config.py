@@ -23,7 +23,7 @@ from bench.cli import (
     option,
     read_file,
 )
-from bench.decoding.engines.registry import ENGINES
+from bench.decoding.engines.registry import ENGINES, check_engines
 from bench.errors import UsageError
 
 
@@ -60,6 +60,12 @@ class RunConfig:
     repeats: int = option(3, "timed runs of each turn, interleaved by method")
     seed: int = option(0, "seed of sampling and of the order of methods")
     engine: list[str] = option(["eager"], "engines; several may be given", choices=ENGINES)
+    parallel: str = option(
+        "none",
+        "a model over several cards, on engine eager: layers puts its layers over all cards of one "
+        "process; tp splits its matrices over the processes of a launch",
+        choices=("none", "tp", "layers"),
+    )
     device: str = device_option()
     dtype: str = dtype_option()
     checkpoint: list[str] = option(
@@ -111,6 +117,7 @@ class RunConfig:
             if len(set(values)) != len(values):
                 raise UsageError(f"{flag(name)} names something twice")
         check_choices(self)
+        check_engines(self.parallel, self.engine)
 
 
 def presets() -> list[str]:

@@ -12,6 +12,7 @@ import torch
 
 from bench import cli as settings
 from bench import environment
+from bench.distributed import World
 from bench.errors import UsageError
 from bench.files import sha256_of_bytes
 from bench.progress import counted
@@ -40,6 +41,8 @@ class Plan:
     def __init__(self, config: RunConfig, provenance: Mapping[str, Any]) -> None:
         device, dtype = environment.settled(config.device, config.dtype)
         self.device_name = environment.device_name(device)  # UsageError for a missing device
+        self.device = device  # of this process
+        self.cards = [environment.card(device)]  # of every process of the launch
         self.chosen = environment.dtype_reason(device) if config.dtype == "auto" else dtype
         self.config = replace(config, device=device, dtype=dtype)
         self.dtype: torch.dtype = getattr(torch, dtype)
@@ -149,6 +152,21 @@ class Plan:
                 "history.jsonl as --history"
             )
 
+    def settle(self, world: World) -> None:
+        """Takes this process's device. UsageError where there is none for it, or the processes have
+        devices of different kinds."""
+        cards = world.cards(self.config.parallel, self.config.device)
+        self.device = world.device(self.config.device)
+        names = world.gather(environment.device_name(self.device))
+        self.cards = world.gather(environment.card(self.device))
+        if len(set(names)) > 1:
+            raise UsageError(
+                f"the processes have different devices ({', '.join(sorted(set(names)))}); launch "
+                "on one kind, so that records of one run compare"
+            )
+        if cards > 1:
+            self.device_name = f"{cards} x {self.device_name}, {self.config.parallel}"
+
     def fetch(self) -> None:
         """Fetches the draft weights that are on the hub, so that a run is refused before the
         target's weights load. UsageError where that fails."""
@@ -193,6 +211,7 @@ class Plan:
                 "datasets": self.provenance["datasets"],
                 "dtype": str(self.dtype),
                 "code": self.provenance["code"],
+                "cards": self.cards,
             },
         )
         folder.stamp(RUN_SETTINGS, text, now)

@@ -75,6 +75,8 @@ def prepare(method: Method, made: EngineTarget, info: TargetInfo) -> PreparedMet
     warnings = [made.warning] if made.warning else []
     prepared = PreparedMethod(method, target.engine, target.model, warnings=warnings)
     reason = method.decoder.unavailable(info, method.settings)
+    if reason is None and method.decoder.takes_checkpoint and (target.model.tp_size or 1) > 1:
+        reason = "--parallel tp splits the LM head that its draft reads; use --parallel layers"
     if reason is not None:
         prepared.failure = ("skipped", reason)
         return prepared

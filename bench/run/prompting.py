@@ -95,15 +95,22 @@ class HistoryWriter:
         loaded: the target.
         reference: answers what the history lacks.
         folder: holds the history.
+        shown: whether progress is shown.
     """
 
     def __init__(
-        self, config: RunConfig, loaded: Loaded, reference: Decoder, folder: RunFolder
+        self,
+        config: RunConfig,
+        loaded: Loaded,
+        reference: Decoder,
+        folder: RunFolder,
+        shown: bool = True,
     ) -> None:
         self.config = config
         self.loaded = loaded
         self.reference = reference
         self.name = loaded.target.name
+        self._shown = shown
         self._path = folder.path / history.FILE
         self._entries, self._failed = self._read(folder)
 
@@ -131,7 +138,7 @@ class HistoryWriter:
         render = FrozenPrompts(folder, self.name, revision, plain)
         if not (missing and self.config.history):  # an answer that is not given is refused below
             begin()
-        with Progress(f"{self.name}: history", missing, "turn") as bar:
+        with Progress(f"{self.name}: history", missing, "turn", self._shown) as bar:
 
             def answer(prompt: Prompt) -> HistoryEntry:
                 entry = self._answer(prompt)

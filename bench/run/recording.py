@@ -9,6 +9,7 @@ from functools import partial
 from importlib.metadata import version
 from typing import Any
 
+from bench import environment
 from bench.questions.history import Prompt
 from bench.records.runs import SCHEMA, Record, blank_figures, violations
 from bench.run.config import RunConfig
@@ -27,13 +28,18 @@ class Recorder:
         loaded: the target.
         device_name: as records have it.
         run: name of the run folder.
+        rank: of this process.
     """
 
-    def __init__(self, config: RunConfig, loaded: Loaded, device_name: str, run: str) -> None:
+    def __init__(
+        self, config: RunConfig, loaded: Loaded, device_name: str, run: str, rank: int = 0
+    ) -> None:
         self.config = config
         self.loaded = loaded
         self.device_name = device_name
         self.run = run
+        self.rank = rank
+        self.card = environment.card(str(loaded.model.device))
 
     def cell(
         self,
@@ -98,6 +104,8 @@ class Recorder:
             "key": cell.key(prompt),
             "package_version": version(PACKAGE),
             **asdict(cell),
+            "rank": self.rank,
+            "card": self.card,
             "prompt_id": prompt and prompt.prompt_id,
             "category": prompt and prompt.category,
             "turn": prompt and prompt.turn,

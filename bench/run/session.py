@@ -10,13 +10,16 @@ import torch
 
 from bench.decoding.decoder import Decoder
 from bench.decoding.sampling import Sampling
+from bench.distributed import World
 from bench.errors import one_line
 from bench.progress import Progress, counted, duration, note
 from bench.questions.history import Prompt
+from bench.questions.parsing import Questions
 from bench.records.runs import REFERENCE, RunFolder
 from bench.run.engine_targets import EngineTargets
 from bench.run.estimate import Estimate
 from bench.run.grid import Cell, GridPoint, generator_seed, grid, size
+from bench.run.parts import deal
 from bench.run.plan import Plan
 from bench.run.preflight import describe
 from bench.run.prepared import PreparedMethod, prepare
@@ -26,28 +29,53 @@ from bench.targets.registry import Loaded
 
 
 class Session:
-    """Runs the grid of one target model into a run folder; `begin` is called before any work, when
-    nothing is left to refuse."""
+    """Runs one process's share of the grid of one target model.
+
+    Args:
+        plan: the run's.
+        loaded: the target.
+        folder: takes the records: the run's, or this process's part of it.
+        run: name of the run's folder.
+        world: the processes of the launch; the main one alone shows how far it is.
+        begin: called before any work, when nothing is left to refuse.
+    """
 
     def __init__(
-        self, plan: Plan, loaded: Loaded, folder: RunFolder, begin: Callable[[], None]
+        self,
+        plan: Plan,
+        loaded: Loaded,
+        folder: RunFolder,
+        run: str,
+        world: World,
+        begin: Callable[[], None],
     ) -> None:
         self.plan = plan
         self.begin = begin
         self.config = plan.config
         self.loaded = loaded
         self.folder = folder
+        self.world = world
         self.name = loaded.target.name
-        self.targets = EngineTargets(loaded.model, self.name, note)
-        self.recorder = Recorder(plan.config, loaded, plan.device_name, folder.path.name)
+        self.sets = deal(plan.sets, world, together=plan.config.parallel == "tp")
+        self.targets = EngineTargets(loaded.model, self.name, self._note)
+        self.recorder = Recorder(plan.config, loaded, plan.device_name, run, world.rank)
 
     def run(self) -> list[Prompt]:
-        """Runs everything that is not done yet. Returns the prompts."""
-        writer = HistoryWriter(self.config, self.loaded, self._reference(), self.folder)
-        prompts = writer.prompts(self.plan.sets, self.begin)
+        """Runs everything of this process that is not done yet. Returns its prompts."""
+        prompts = self.prompts(self.sets)
         for engine in self.config.engine:
             self._run_engine(engine, prompts)
         return prompts
+
+    def prompts(self, sets: Sequence[Questions]) -> list[Prompt]:
+        """The turns of the sets; the reference answers what the history lacks."""
+        shown = self.world.main
+        writer = HistoryWriter(self.config, self.loaded, self._reference(), self.folder, shown)
+        return writer.prompts(sets, self.begin)
+
+    def _note(self, text: str) -> None:
+        if self.world.main:
+            note(text)
 
     def _reference(self) -> Decoder:
         """The reference on the first engine."""
@@ -65,25 +93,29 @@ class Session:
             if method.failure:
                 self._record_failure(method, *method.failure)
         title = self.name if len(self.config.engine) == 1 else f"{self.name} {engine}"
+        if not self.world.alone:
+            title += (
+                f", process 1 of {self.world.size}"  # the share of the main one, which shows it
+            )
         todo = self._todo(prompts, prepared)
         self._tell_done(title, len(todo), len(prompts), prepared)
         asked = [(point, cell) for point, cell in todo if not point.prompt.skip]
         if asked:
             prompt = next(prompt for prompt in prompts if not prompt.skip)
             chosen = dict.fromkeys(point.method.label for point, _ in todo)
-            with Progress(f"{title}: warm-up", len(chosen), "method") as bar:
+            with Progress(f"{title}: warm-up", len(chosen), "method", self.world.main) as bar:
                 for label in chosen:
                     prepared[label].warm_up(prompt.ids)
                     bar.update()
         estimate = Estimate(point.method.label for point, _ in asked)
-        with Progress(title, len(todo), "turn") as bar:
+        with Progress(title, len(todo), "turn", self.world.main) as bar:
             for point, cell in todo:
                 started = time.monotonic()
                 self._run_point(prepared[point.method.label], point, cell)
                 bar.update()
                 if not point.prompt.skip:
                     took = time.monotonic() - started
-                    tell(title, estimate.took(point.method.label, took))
+                    self._tell_left(title, estimate.took(point.method.label, took))
 
     def _tell_done(
         self, title: str, todo: int, prompts: int, prepared: Mapping[str, PreparedMethod]
@@ -92,11 +124,20 @@ class Session:
         able = [p.method for p in prepared.values() if p.failure is None]
         whole = size(prompts, self.config.repeats, len(self.config.temperature), able)
         if todo < whole:
-            note(f"{title}: {whole - todo:,} of {counted(whole, 'turn')} done already")
+            self._note(f"{title}: {whole - todo:,} of {counted(whole, 'turn')} done already")
+
+    def _tell_left(self, title: str, left: tuple[int, float] | None) -> None:
+        """The estimate of a session, where there is one."""
+        if left is not None and left[0]:
+            turns, seconds = left
+            self._note(
+                f"{title}: {counted(turns, 'turn')} left, about {duration(seconds)} on this "
+                "machine (from the first turns of each method)"
+            )
 
     def _record_failure(self, prepared: PreparedMethod, status: str, reason: str) -> None:
         """One record for each question set and temperature of a method that cannot run."""
-        for questions in self.plan.sets:
+        for questions in self.sets:
             for temperature in self.config.temperature:
                 cell = self.recorder.cell(
                     prepared, questions.name, questions.sha256, temperature, None, None
@@ -136,13 +177,3 @@ class Session:
         except Exception as error:
             record = recorder.failed(cell, prompt, "error", one_line(error))
         self.folder.append(record)
-
-
-def tell(title: str, left: tuple[int, float] | None) -> None:
-    """The estimate of a session, where there is one."""
-    if left is not None and left[0]:
-        turns, seconds = left
-        note(
-            f"{title}: {counted(turns, 'turn')} left, about {duration(seconds)} on this machine "
-            "(from the first turns of each method)"
-        )

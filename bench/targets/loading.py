@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.decoding.drafts.checkpoint import some
+from bench.decoding.spread import layer_map
+from bench.distributed import world
 from bench.errors import UsageError, first_line
 
 if TYPE_CHECKING:
@@ -51,11 +53,11 @@ class Source:
 
 
 def load(
-    source: Source, device: str, dtype: torch.dtype
+    source: Source, device: str, dtype: torch.dtype, parallel: str = "none"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """UsageError where one of them does not load."""
     tokenizer = load_tokenizer(source)
-    return load_model(source, device, dtype), tokenizer
+    return load_model(source, device, dtype, parallel), tokenizer
 
 
 def load_config(source: Source) -> PretrainedConfig:
@@ -78,9 +80,11 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(source: Source, device: str, dtype: torch.dtype) -> PreTrainedModel:
-    """In eval mode, without gradients. UsageError, with the tensors' names, unless the files hold
-    exactly what the model needs."""
+def load_model(
+    source: Source, device: str, dtype: torch.dtype, parallel: str = "none"
+) -> PreTrainedModel:
+    """In eval mode, without gradients; `parallel` as in `placed`. UsageError, with the tensors'
+    names, unless the files hold exactly what the model needs."""
     from transformers import AutoModelForCausalLM
 
     with refused(source.name):
@@ -88,7 +92,7 @@ def load_model(source: Source, device: str, dtype: torch.dtype) -> PreTrainedMod
             AutoModelForCausalLM,
             dtype=dtype,
             attn_implementation="sdpa",
-            device_map=device,  # straight to the device, with no second copy in host memory
+            **placed(source, device, parallel),
             ignore_mismatched_sizes=True,  # reported, and refused here
             output_loading_info=True,
         )
@@ -96,6 +100,33 @@ def load_model(source: Source, device: str, dtype: torch.dtype) -> PreTrainedMod
         raise UsageError(f"{source.name} cannot be loaded: its weights {found}; fetch them again")
     loaded: PreTrainedModel = model.requires_grad_(False).eval()
     return loaded
+
+
+def placed(source: Source, device: str, parallel: str) -> dict[str, Any]:
+    """Where `from_pretrained` puts a model: on `device`, with no second copy in host memory; `tp`:
+    a shard of each matrix on the card of each process; `layers`: its layers over all cards."""
+    if parallel == "tp":
+        _check_heads(source, world().size)
+        return {"tp_plan": "auto"}
+    if parallel == "none":
+        return {"device_map": device}
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(load_config(source))
+    return {"device_map": layer_map(empty, torch.cuda.device_count())}
+
+
+def _check_heads(source: Source, processes: int) -> None:
+    """UsageError where the key-value heads are not a multiple of the processes."""
+    text = load_config(source).get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    if heads % processes:
+        raise UsageError(
+            f"{source.name} has {heads} key-value heads, which {processes} processes cannot share "
+            "equally; launch a divisor of them, or use --parallel layers"
+        )
 
 
 def faults(report: dict[str, Any]) -> str:

@@ -254,8 +254,8 @@ def revision(target: Target) -> str:
     return files.revision(Path(_location(target)))
 
 
-def load(target: Target, device: str, dtype: "torch.dtype") -> Loaded:
-    """Loads model and tokenizer; fetches what is missing.
+def load(target: Target, device: str, dtype: "torch.dtype", parallel: str = "none") -> Loaded:
+    """Loads model and tokenizer; fetches what is missing. `parallel` as in `loading.placed`.
 
     Raises UsageError when it cannot: no network, no access, not a causal LM, weights that are not
     exactly the model's.
@@ -263,17 +263,17 @@ def load(target: Target, device: str, dtype: "torch.dtype") -> Loaded:
     check(target)
     if target.kind == "synthetic":
         found = revision(target)
-        model, own = synthetic.build(target.name, device, dtype)
+        model, own = synthetic.build(target.name, device, dtype, parallel)
     elif target.kind == "hub":
         online = hub.reachable()
         found = _commit(target, online)
         check(target)  # again: its config may have been fetched just now
         source = loading.Source(target.name, _location(target), found, online)
-        model, own = loading.load(source, device, dtype)
+        model, own = loading.load(source, device, dtype, parallel)
     else:
         folder = str(_folder(target))
         found = revision(target)
-        model, own = loading.load(loading.Source(target.name, folder), device, dtype)
+        model, own = loading.load(loading.Source(target.name, folder), device, dtype, parallel)
     eos_ids = _eos_ids(model, own)
     loading.check_eos(target.name, eos_ids, model.config.get_text_config().vocab_size)
     return Loaded(target, model, own, found, eos_ids)

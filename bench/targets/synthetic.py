@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
+from bench.decoding.spread import layer_map
+from bench.errors import UsageError
 from bench.files import sha256_of_bytes
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and listing names needs none of it
@@ -47,6 +49,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "synthetic:llama-7b": _llama(4096, 32, 32, 11008),
     "synthetic:llama-13b": _llama(5120, 40, 40, 13824),
     "synthetic:llama-33b": _llama(6656, 60, 52, 17920),
+    "synthetic:llama-70b": _llama(8192, 80, 64, 28672) | {"num_key_value_heads": 8},
     "synthetic:smollm2-135m": _llama(576, 30, 9, 1536)
     | {
         "vocab_size": 49152,
@@ -62,10 +65,19 @@ NAMES = (*SHAPES, *PREDICTABLE)
 
 
 def build(
-    name: str, device: str, dtype: torch.dtype
+    name: str, device: str, dtype: torch.dtype, parallel: str = "none"
 ) -> tuple["LlamaForCausalLM", "PreTrainedTokenizerFast"]:
-    """(model, tokenizer) of one of NAMES on `device` in `dtype`, always with the same weights."""
-    if name in SHAPES:
+    """(model, tokenizer) of one of NAMES on `device` in `dtype`, always with the same weights;
+    where `parallel` is layers, over all cards, with weights that depend on their number. UsageError
+    for another way to split it."""
+    if parallel != "none" and (parallel != "layers" or name not in SHAPES):
+        raise UsageError(
+            f"{name} is generated on one card; --parallel layers splits those of published shapes, "
+            "and --parallel tp models with weights on disk"
+        )
+    if parallel == "layers":
+        model = random_spread(config(name), dtype, torch.cuda.device_count())
+    elif name in SHAPES:
         model = random(config(name), device, dtype)
     else:
         model = predictable(kv_heads=PREDICTABLE[name], dtype=dtype)[0].to(device)
@@ -96,14 +108,38 @@ def random(
     The row of EOS in the LM head is zero, so that runs for cost last their full length.
     """
     model = _empty(config, device, dtype)
-    generator = torch.Generator(device).manual_seed(seed)
+    _fill(model, seed)
+    return model
+
+
+def random_spread(
+    config: "LlamaConfig", dtype: torch.dtype, cards: int, seed: int = SEED
+) -> "LlamaForCausalLM":
+    """The same over so many cards, as `spread.layer_map` says."""
+    from accelerate import dispatch_model
+
+    model = _empty(config, "meta", dtype)
+    places = layer_map(model, cards)
+    for name, card in places.items():
+        model.get_submodule(name).to_empty(device=f"cuda:{card}")
+    model.model.rotary_emb = _rotary(config, "cuda:0")
+    _fill(model, seed)
+    dispatched: LlamaForCausalLM = dispatch_model(model, places, skip_keys=["past_key_values"])
+    return dispatched
+
+
+def _fill(model: "LlamaForCausalLM", seed: int) -> None:
+    """Sets the weights, with a generator for each device that they are on."""
+    generators: dict[torch.device, torch.Generator] = {}
     for parameter in model.parameters():
+        where = parameter.device
+        if where not in generators:
+            generators[where] = torch.Generator(where).manual_seed(seed + len(generators))
         if parameter.dim() == 1:
             parameter.fill_(1.0)  # norms
         else:
-            parameter.normal_(0.0, 0.02, generator=generator)
-    model.lm_head.weight[config.eos_token_id] = 0.0
-    return model
+            parameter.normal_(0.0, 0.02, generator=generators[where])
+    model.lm_head.weight[model.config.eos_token_id] = 0.0
 
 
 def predictable(
@@ -196,15 +232,22 @@ def _predictable_config(vocab: int, kv_heads: int) -> "LlamaConfig":
 def _empty(config: "LlamaConfig", device: str, dtype: torch.dtype) -> "LlamaForCausalLM":
     """A Llama on `device` in `dtype` whose weights are not set; draws no random numbers."""
     from transformers import LlamaForCausalLM
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     with torch.device("meta"):
         model = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.to_empty(device=device).requires_grad_(False).eval()
-    with torch.device(device):
-        model.model.rotary_emb = LlamaRotaryEmbedding(config)  # buffers are computed, not set
+    model.model.rotary_emb = _rotary(config, device)
     model.tie_weights()
     return model
+
+
+def _rotary(config: "LlamaConfig", device: str) -> torch.nn.Module:
+    """Its buffers are computed, not set."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    with torch.device(device):
+        module: torch.nn.Module = LlamaRotaryEmbedding(config)
+    return module
 
 
 def _table(vocab: int, generator: torch.Generator, favourite: int | None) -> torch.Tensor:

@@ -11,15 +11,16 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bench import cli, environment
+from bench import cli, distributed, environment
 from bench.cli import option
+from bench.distributed import World
 from bench.errors import UsageError
 from bench.progress import Progress, note
 from bench.targets import registry as targets
@@ -73,8 +74,28 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.trainin
 
 
 def _command(flags: dict[str, Any]) -> int:
-    distill(DistillConfig(**flags))
+    distill(share(DistillConfig(**flags), distributed.world()))
     return 0
+
+
+def share(config: DistillConfig, world: World) -> DistillConfig:
+    """What a process of a launch writes: its share of the sequences, with a seed of its own, into
+    the folder `<out>/<rank>`. UsageError where the launch cannot be shared."""
+    if world.alone:
+        return config
+    if config.prompts:
+        raise UsageError(
+            "--prompts are not split over processes; split the file, and run the command once for "
+            "each part with its own --out and --device"
+        )
+    device, _ = environment.settled(config.device, "float32")
+    return replace(
+        config,
+        out=str(Path(config.out) / str(world.rank)),
+        sequences=len(range(world.rank, config.sequences, world.size)),
+        seed=config.seed * world.size + world.rank,
+        device=world.device(device),
+    )
 
 
 def distill(config: DistillConfig) -> None:

@@ -60,6 +60,7 @@ class ResumableState:
         """Save a state and drop the one before it."""
         before, self.folder = self.folder, self._out / f"state-{step}"
         accelerator.save_state(str(self.folder))
+        accelerator.wait_for_everyone()
         if not accelerator.is_main_process:
             return
         content = {"folder": self.folder.name, "settings": self._settings}

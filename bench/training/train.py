@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -181,6 +182,7 @@ class Trainer:
             for name, kind in kinds.items()
         ]
         self._check_held_out()
+        self._check_shares()
         self.out.mkdir(parents=True, exist_ok=True)
 
     def _identity(self, target: str) -> dict[str, Any]:
@@ -220,7 +222,8 @@ class Trainer:
         if not self._resume():
             self._standardise()
         elif self._finished():
-            note(f"{self.out} is trained: {config.steps} steps; nothing is left to do")
+            if self.accelerator.is_main_process:
+                note(f"{self.out} is trained: {config.steps} steps; nothing is left to do")
             return
         losses: dict[str, list[Tensor]] = {t.label: [] for t in self.trainees}
         done = self.progress
@@ -239,11 +242,12 @@ class Trainer:
                     self._log(losses)
                     losses = {t.label: [] for t in self.trainees}
                     done.seconds += rate.lap(0)
-                if self._is_due(saved, last):
+                if self._agreed(self._is_due(saved, last)):
                     self.state.save(self.accelerator, done.step)
                     saved = time.perf_counter()
         if done.step == config.steps and self.accelerator.is_main_process:
             self._finish()
+        self.accelerator.end_training()
 
     def _is_due(self, saved: float, last: int) -> bool:
         """Whether the state is saved after this step; it was saved last at `saved`."""
@@ -252,13 +256,31 @@ class Trainer:
             return True
         return step % every == 0 if every else time.perf_counter() - saved > SAVE_SECONDS
 
+    def _agreed(self, decision: bool) -> bool:
+        """The main process's decision."""
+        if self.accelerator.num_processes == 1:
+            return decision
+        return bool(broadcast(torch.tensor(decision, device=self.device, dtype=torch.int32)))
+
+    def _check_shares(self) -> None:
+        """UsageError where a batch has fewer sequences than there are processes."""
+        processes = self.accelerator.num_processes
+        schedule = self.shards.schedule(self.config.tokens, self.config.seeds[0], 0)
+        least = min(len(rows) for _, rows in schedule)
+        if least < processes:
+            raise UsageError(
+                f"a batch of --tokens {self.config.tokens} has {least} sequences for {processes} "
+                "processes; give more --tokens or launch fewer processes"
+            )
+
     def _resume(self) -> bool:
         """Load the saved state and leave out what the log has of later steps."""
         if not self.state.load(self.accelerator):
             (self.out / LOG).unlink(missing_ok=True)
             return False
         step = self.progress.step
-        note(f"{self.out} holds {step} of {self.config.steps} steps; going on from there")
+        if self.accelerator.is_main_process:
+            note(f"{self.out} holds {step} of {self.config.steps} steps; going on from there")
         known = [entry for entry in self._entries() if entry["step"] <= step]
         if self.accelerator.is_main_process:
             files.write_text(self.out / LOG, "".join(json.dumps(e) + "\n" for e in known))
@@ -278,8 +300,8 @@ class Trainer:
         return self.out / f"{trainee.label}.safetensors"
 
     def _batches(self, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
-        """Batches `first` to `last`; each process gets its share of the rows."""
-        config, process = self.config, self.accelerator
+        """(group, rows) of the batches `first` to `last`."""
+        config = self.config
         schedule: list[tuple[int, Tensor]] = []
         epoch = -1
         length = len(self.shards.schedule(config.tokens, config.seeds[0], 0))
@@ -287,31 +309,32 @@ class Trainer:
             if step // length != epoch:
                 epoch = step // length
                 schedule = self.shards.schedule(config.tokens, config.seeds[0], epoch)
-            group, rows = schedule[step % length]
-            share = rows[process.process_index :: process.num_processes]
-            yield group, share
+            yield schedule[step % length]
 
     def _step(self, group: int, rows: Tensor) -> dict[str, Tensor]:
-        """Train every draft on sequences of a group, int64 [B]; the loss of each."""
-        batch = self.shards.batch(group, rows)
-        hidden, taps = self.kept(group, self.shards.count(group), rows, batch.ids)
-        embeddings = self.states.embed(batch.ids)
-        number = self.progress.step * self.accelerator.num_processes
-        seed = self.config.seeds[0] * 1_000_003 + number + self.accelerator.process_index
+        """Train every draft on sequences of a group, int64 [B], of which each process has its
+        share; the loss of each, whose mean over the processes is that of the batch."""
+        whole = self.shards.batch(group, rows)
+        mine = slice(self.accelerator.process_index, None, self.accelerator.num_processes)
+        rows, ids = rows[mine], whole.ids[mine]
+        hidden, taps = self.kept(group, self.shards.count(group), rows, ids)
+        embeddings = self.states.embed(ids)
+        seed = self.config.seeds[0] * 1_000_003 + self.progress.step
         generator = torch.Generator(self.device)
         found = {}
         for trainee in self.trainees:
             generator.manual_seed(seed)  # drafts of one depth get the same anchors
             anchors, weights = sample_anchors(
-                batch.roles,
+                whole.roles,
                 trainee.depth,
                 self.config.anchors,
                 generator,
                 self.config.anchors_from_start,
             )
+            anchors, weights = anchors[mine], weights[mine]
             with self.accelerator.autocast():
                 o, z = trainee.wrapped(embeddings, hidden, trainee.chosen(taps), anchors)
-                loss = self._loss(trainee.kind.distil, o, z, hidden, batch.ids, anchors, weights)
+                loss = self._loss(trainee.kind.distil, o, z, hidden, ids, anchors, weights)
             self.accelerator.backward(loss)
             trainee.update()
             found[trainee.label] = loss.detach()
@@ -346,7 +369,10 @@ class Trainer:
         )
         if o is not None and distil:
             loss = loss + distil * distillation_loss(o[sequence, anchor], teacher, weight)
-        return loss / weight.sum().clamp(min=1.0)
+        # The weight of the whole batch; gradients are averaged over the processes.
+        total = self.accelerator.reduce(weight.sum().detach(), "sum").clamp(min=1.0)
+        mean: Tensor = loss * self.accelerator.num_processes / total
+        return mean
 
     def _standardise(self) -> None:
         """Let the drafts measure means and deviations over answers of the first batches."""
@@ -392,8 +418,9 @@ class Trainer:
         step, seconds = self.progress.step, self.progress.seconds
         entry: dict[str, Any] = {"step": step, "seconds": round(seconds, 2), "methods": {}}
         for trainee in self.trainees:
+            known = losses[trainee.label]
             mean = (
-                torch.stack(losses[trainee.label]).mean().item() if losses[trainee.label] else None
+                self.accelerator.reduce(torch.stack(known).mean(), "mean").item() if known else None
             )
             entry["methods"][trainee.label] = {
                 "loss": mean,

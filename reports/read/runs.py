@@ -34,8 +34,8 @@ PLACE = ("model", "revision", "dataset", "dataset_sha256", "temperature", "dtype
 Values: TypeAlias = list[Any]  # one record's, in the order of COLUMNS
 
 # What no section reads is not kept: a hundred thousand records are to fit.
-DROPPED = ("schema", "cell", "code_sha256", "peak_memory_bytes")
-OPTIONAL = ("clock", "prefill_end")  # not in every record
+DROPPED = ("schema", "cell", "code_sha256", "rank", "peak_memory_bytes")
+OPTIONAL = ("clock", "card", "prefill_end")  # not in every record
 COLUMNS = (*(name for name in records.FIELDS if name not in DROPPED), "label")
 AT = {name: at for at, name in enumerate(COLUMNS)}
 

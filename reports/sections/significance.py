@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from reports.measures import cards
 from reports.measures.significance import DEFINITIONS, MIN_QUESTIONS, MIN_REPEATS, drift, few
 from reports.page.columns import INTERVAL, Column, defined, figure, ratio, words
 from reports.page.format import NONE, number
@@ -14,13 +15,19 @@ from reports.read.words import counted
 
 def notices(page: Page) -> list[str]:
     """What weakens the figures' significance, a sentence each."""
-    rows = page.speedup
+    rows, found = page.speedup, []
     if rows.empty:
         return []
+    measured = cards.cards(page.records)
+    if len(measured) and measured["differs"].any():
+        apart = measured.loc[measured["differs"], "card"].nunique()
+        found.append(
+            f"The reference's speed differs between cards by more than its noise "
+            f"({counted(apart, 'card')}): tokens/s of this run mix them."
+        )
     known = rows[~rows["synthetic"]].to_dict("records")
     weak = sum(bool(few(row)) for row in known)
     drifted = int(rows["drifted"].sum())
-    found = []
     if weak:
         found.append(
             f"{counted(weak, 'row')} with fewer than {MIN_REPEATS} repeats or "
@@ -56,6 +63,14 @@ def section(page: Page) -> Section:
         words("Verdict", _drifted),
         figure("Questions", "prompts", "{:,.0f}"),
     ]
+    on_cards = [
+        words("Card", lambda row: row["card"]),
+        defined(figure("ms/token", "ms", "{:.3f}"), "Card against the others"),
+        defined(figure("Against the others", "others", "{:.3f}"), "Card against the others"),
+        Column("p", "p", lambda row: _p(row["p"])),
+        words("Verdict", _of_card),
+        figure("Questions", "prompts", "{:,.0f}"),
+    ]
     return Section(
         "significance",
         "Significance",
@@ -66,8 +81,9 @@ def section(page: Page) -> Section:
             *tables(page, "Each method against the reference", tested, reference),
             *tables(page, "Each method against the fastest lossless one", beside, fastest),
             *tables(page, "Drift of the reference from first repeat to last", drifting, columns),
+            *tables(page, "The reference on each card", cards.cards(page.records), on_cards),
         ],
-        definitions=DEFINITIONS,
+        definitions=(*DEFINITIONS, *cards.DEFINITIONS),
         empty="Nothing to test: no method was compared on two questions, no reference repeated.",
         records=page.good,
     )
@@ -91,6 +107,12 @@ def _drifted(row: TableRow) -> str:
     if pd.isna(row["p"]):
         return NONE
     return "drifted" if row["drifted"] else "within the noise"
+
+
+def _of_card(row: TableRow) -> str:
+    if pd.isna(row["p"]):
+        return NONE
+    return "differs" if row["differs"] else "within the noise"
 
 
 def _bounds_of_drift(row: TableRow) -> str:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.decoding.cache import round_up
+from bench.decoding.cache import TreeCache, round_up
+from bench.decoding.spread import cache_of
 from bench.decoding.target import Committed, Reading, Step, TargetModel
 from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict
@@ -21,6 +22,9 @@ class EagerTarget(TargetModel):
     """Exact tree widths; every call is a plain torch call."""
 
     engine: ClassVar[str] = "eager"
+
+    def _make_cache(self) -> TreeCache:
+        return cache_of(self.model, self.dtype, self.device)
 
     def prefill(self, prompt_ids: Sequence[int]) -> Step:
         """Forget the sequence before, run the prompt and commit it. Hidden states of all of it."""

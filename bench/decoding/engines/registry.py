@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import MappingProxyType
+
+from bench.errors import UsageError
 
 # name -> module and class of its target model, imported when a target is made on it
 CLASSES = MappingProxyType(
@@ -17,3 +20,12 @@ CLASSES = MappingProxyType(
 ON_CPU = MappingProxyType({"compile": "bench.decoding.engines.cpu:CpuTarget"})
 ENGINES = tuple(CLASSES)  # in the order of every table
 EAGER, GRAPH = ENGINES[:2]  # where another engine cannot run, rows fall back to graph, then eager
+
+
+def check_engines(parallel: str, engines: Sequence[str]) -> None:
+    """UsageError where a model over several cards is to run on an engine that takes one."""
+    one_card = [engine for engine in engines if engine != EAGER]
+    if parallel != "none" and one_card:
+        raise UsageError(
+            f"engine {one_card[0]} takes one card; run --parallel {parallel} on {EAGER}"
+        )
