@@ -130,7 +130,7 @@ class TracingDraft(Tracing):
     ],
 )
 def test_what_is_fused_can_be_compiled_whole(
-    grouped_query: Known, draft: str, engine: type[Tracing]
+    grouped_query: Known, name: str, engine: type[Tracing]
 ) -> None:
     torch.compiler.reset()  # what is compiled counts towards a limit for each function
     make, prompts = registered(name), grouped_query.prompts[:1]
