@@ -112,11 +112,19 @@ class TracingDraft(Tracing):
 
 
 @pytest.mark.parametrize("engine", [Tracing, TracingDraft])
-@pytest.mark.parametrize("draft", ["chimera", "chimera_plus", "chimera_block"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chimera(nodes=6,depth=3)",
+        "chimera_plus(nodes=6,depth=3)",
+        "chimera_block(nodes=6,depth=3)",
+        "chimera_block(nodes=6,depth=3,dynamic=true,beam=3)",
+    ],
+)
 def test_what_is_fused_can_be_compiled_whole(
-    grouped_query: Known, draft: str, engine: type[Tracing]
+    grouped_query: Known, name: str, engine: type[Tracing]
 ) -> None:
-    make, prompts = registered(f"{draft}(nodes=6,depth=3)"), grouped_query.prompts[:1]
+    make, prompts = registered(name), grouped_query.prompts[:1]
     target = engine(copy.deepcopy(grouped_query.model))
     (found,) = turns(target, make, prompts, 0.0)
     assert target.fused > 10
