@@ -40,8 +40,12 @@ COMMANDS = {
     "compare": Command("reports.compare", "compare two runs; can fail where one is slower"),
     "cost": Command("bench.cost.__main__", "time forwards and steps by width and context"),
     "tune": Command("bench.tune.__main__", "measure which parameters are fastest here"),
+    "prompts": Command(
+        "bench.training.prompts.__main__", "write users' turns for distill, from templates"
+    ),
     "distill": Command("bench.training.distill", "have a model write its drafts' training set"),
     "train": Command("bench.training.train", "train drafts on that set"),
+    "pack": Command("bench.training.pack", "store trained drafts with fewer bits"),
     "trees": Command("bench.training.trees", "grow the static trees of trained drafts"),
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, field, fields
@@ -16,6 +17,7 @@ import yaml
 from bench.errors import UsageError, flat
 
 PLURALS = {"model": "models", "method": "methods"}  # one flag in all commands, one value or several
+_ARGUMENT = re.compile(r"[^(),]+")  # of a method as `name(key=value,...)`
 PROVENANCE = "provenance"  # key of `run.yaml` for what a run was resolved to; checked when fed back
 
 
@@ -170,14 +172,17 @@ class _One(argparse.Action):
 
 
 def without_paths(value: Any) -> Any:
-    """`value` with local paths reduced to their last component."""
+    """`value` with local paths reduced to their last component, those of `name(key=PATH,...)`
+    too."""
     if isinstance(value, list):
         return [without_paths(item) for item in value]
     if not isinstance(value, str):
         return value
     name, equals, path = value.rpartition("=")
     local = Path(path).expanduser()
-    return name + equals + local.name if local.exists() else value
+    if local.exists():
+        return name + equals + local.name
+    return _ARGUMENT.sub(lambda found: without_paths(found[0]), value) if "(" in value else value
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

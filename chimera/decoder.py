@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench.decoding.decoder import Settings, TargetInfo
 from bench.decoding.drafts.loading import DraftModelDecoder, PublishedLayouts
+from bench.decoding.lookup import TextLookup
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree
@@ -33,6 +34,7 @@ class ChimeraSettings(Settings):
         beam: nodes that a dynamic tree expands in each level, and children of each.
         vocab: most frequent tokens that the shared LM head is reduced to; 0 for all. A checkpoint's
             own LM heads score the whole vocabulary.
+        lookup: how many of the nodes are a chain that prompt lookup finds in the text so far.
     """
 
     nodes: int = 26
@@ -40,9 +42,11 @@ class ChimeraSettings(Settings):
     dynamic: bool = False
     beam: int = 8
     vocab: int = 16384
+    lookup: int = 0
 
     def __post_init__(self) -> None:
-        self.require("chimera", nodes=1, depth=0, beam=1, vocab=0)
+        self.require("chimera", nodes=1, depth=0, beam=1, vocab=0, lookup=0)
+        self.require("chimera", nodes=self.lookup + 1)
 
     @classmethod
     def grid(cls) -> Mapping[str, Sequence[Any]]:
@@ -51,6 +55,7 @@ class ChimeraSettings(Settings):
             "depth": (3, 4, 5, 0),
             "vocab": (4096, 8192, 16384),
             "dynamic": (False, True),
+            "lookup": (0, 3, 5),
         }
 
 
@@ -75,17 +80,19 @@ class Chimera(DraftModelDecoder[ChimeraModel]):
         self._taps = config.taps
         kept = None if config.own_heads else settings.vocab or None
         depth = min(settings.depth or config.depth, config.depth)
+        nodes = settings.nodes - settings.lookup
         # Expanded nodes are kept in the draft's cache after the committed positions, or the pass.
-        expanded = 1 + depth * max(settings.beam, settings.nodes)
-        spare = config.depth if config.one_pass else expanded
+        expanded = 1 + depth * max(settings.beam, nodes)
+        spare = max(config.depth if config.one_pass else expanded, settings.lookup)
         self._drafter = Drafter(model, target, vocabulary[:kept], spare)
         self.width = settings.nodes + 1
-        self._levels = depth
+        self._levels = max(depth, settings.lookup)
+        self._lookup = TextLookup(target, settings.lookup) if settings.lookup else None
         self._grower: Grower
         if settings.dynamic:
-            self._grower = ConfidentGrower(settings.nodes, depth, settings.beam, target)
+            self._grower = ConfidentGrower(nodes, depth, settings.beam, target)
         else:
-            paths = self.static_tree(settings, tree, settings.nodes, depth)
+            paths = self.static_tree(settings, tree, nodes, depth)
             self._grower = StaticGrower(paths, target.device)
         self._recent = torch.zeros(3, dtype=torch.long, device=target.device)  # newest last
         self._draft, self._follow = target.capture(self._tree), target.capture(self._observe)
@@ -104,12 +111,15 @@ class Chimera(DraftModelDecoder[ChimeraModel]):
         self._drafter.start(step.hidden, [step.taps[k] for k in self._taps])
         recent = [prompt_ids[0], *prompt_ids[-2:], token][-3:]
         self._recent.copy_(self.target.tensor(recent))
+        if self._lookup is not None:
+            self._lookup.start((*prompt_ids, token))
 
     def draft(self) -> TokenTree:
         return self._draft()
 
     def _tree(self) -> TokenTree:
-        return self._grower.grow(self._drafter, self._recent)
+        tree = self._grower.grow(self._drafter, self._recent)
+        return tree if self._lookup is None else self._lookup.joined(tree)
 
     def advance(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
         self._follow(tree, step, verdict)
@@ -119,6 +129,8 @@ class Chimera(DraftModelDecoder[ChimeraModel]):
         taps = [step.taps[k] for k in self._taps]
         self._drafter.remember(step.hidden, taps, path, accepted)
         self._recent.copy_(self._slide(tree.tokens, path, accepted, verdict.bonus.view(1)))
+        if self._lookup is not None:
+            self._lookup.extend(tree, verdict, self._levels)
 
     def _slid(self, tokens: Tensor, path: Tensor, accepted: Tensor, bonus: Tensor) -> Tensor:
         """The three newest tokens: the path's last two and the bonus token. If nothing was

@@ -209,7 +209,7 @@ class FusedBlock(FusedDraft):
         encoder, eps = self._model.encoder, self._model.config.eps
         u = self._block(self._query(x)[0])  # [depth, d]
         place = (rows[0], rows[1], *self._tables, self._depths, self._length, self._visible)
-        x = self._finish(u, ops.attend_rotated(self._heads_of(u), encoder.heads, *place))
+        x = self._finish(u, ops.attend_rotated(self._heads_of(u), encoder.heads, None, *place))
         norm = None if encoder.out_norm is None else encoder.out_norm.weight
         after = ops.linear(x, self._after, norm, eps)  # of x^
         heads = x.numel()  # outputs of all heads, depth d

@@ -15,6 +15,7 @@ from baselines.medusa.model import Medusa as MedusaHeads
 from bench.decoding.decoder import Settings
 from bench.decoding.drafts.loading import DraftModelDecoder, PublishedLayouts
 from bench.decoding.engines import ops
+from bench.decoding.lookup import TextLookup
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology
@@ -27,16 +28,19 @@ class MedusaSettings(Settings):
 
     Attributes:
         nodes: drafted nodes of the tree, the root not counted.
+        lookup: how many of them are a chain that prompt lookup finds in the text so far.
     """
 
     nodes: int = 26
+    lookup: int = 0
 
     def __post_init__(self) -> None:
-        self.require("medusa", nodes=1)
+        self.require("medusa", nodes=1, lookup=0)
+        self.require("medusa", nodes=self.lookup + 1)
 
     @classmethod
     def grid(cls) -> Mapping[str, Sequence[Any]]:
-        return {"nodes": (3, 5, 7, 10, 15, 26, 63)}
+        return {"nodes": (3, 5, 7, 10, 15, 26, 63), "lookup": (0, 3, 5)}
 
 
 class Medusa(DraftModelDecoder[MedusaHeads]):
@@ -58,9 +62,12 @@ class Medusa(DraftModelDecoder[MedusaHeads]):
         self._vocabulary = vocabulary.to(target.device)
         self._head = target.head().weight[self._vocabulary].contiguous()
         self._score = target.product(self._head)
-        paths = self.static_tree(settings, tree, settings.nodes, self.heads.config.depth)
+        depth = self.heads.config.depth
+        paths = self.static_tree(settings, tree, settings.nodes - settings.lookup, depth)
         self.topology = Topology.from_rank_paths(paths, target.device)
-        self.width = self.topology.width
+        self.width = self.topology.width + settings.lookup
+        self._levels = max(depth, settings.lookup)
+        self._lookup = TextLookup(target, settings.lookup) if settings.lookup else None
         ordered = sorted(paths, key=lambda path: (len(path), path))
         self._depth = torch.tensor([len(p) - 1 for p in ordered], device=target.device)
         self._rank = torch.tensor([p[-1] for p in ordered], device=target.device)
@@ -83,6 +90,8 @@ class Medusa(DraftModelDecoder[MedusaHeads]):
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:
         self._state.copy_(step.hidden[-1])
         self._root.fill_(token)
+        if self._lookup is not None:
+            self._lookup.start((*prompt_ids, token))
 
     def draft(self) -> TokenTree:
         return self._draft()
@@ -91,7 +100,8 @@ class Medusa(DraftModelDecoder[MedusaHeads]):
         logits = self._fused() if self.target.fuses else self.heads.logits(self._state, self._score)
         best = self.target.top(logits, self._ranks)[1]
         drafted = self._vocabulary[best[self._depth, self._rank]]
-        return TokenTree(torch.cat((self._root, drafted)), self.topology)
+        tree = TokenTree(torch.cat((self._root, drafted)), self.topology)
+        return tree if self._lookup is None else self._lookup.joined(tree)
 
     def _fused(self) -> Tensor:
         """logits [K, V'] as `Medusa.logits` computes them, in few kernels."""
@@ -108,12 +118,14 @@ class Medusa(DraftModelDecoder[MedusaHeads]):
         return torch.cat([ops.linear(z, head.weight) for z, head in own])
 
     def advance(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
-        self._follow(step, verdict)
+        self._follow(tree, step, verdict)
 
-    def _observe(self, step: Step, verdict: Verdict) -> None:
+    def _observe(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
         last = verdict.path.gather(0, verdict.length.view(1))
         self._state.copy_(step.hidden[last][0])
         self._root.copy_(verdict.bonus.view(1))
+        if self._lookup is not None:
+            self._lookup.extend(tree, verdict, self._levels)
 
 
 class MedusaTypical(Medusa):

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import psutil
 import torch
 
+from bench.decoding.target import weight_bytes
 from bench.targets import registry as targets
 from bench.targets.registry import Target
 
@@ -55,18 +56,15 @@ def timed(device: torch.device, work: Callable[[], object]) -> float:
 
 
 def facts(model: Any) -> dict[str, int]:
-    """parameters; weight_bytes, what one forward reads of them: an embedding table that is not also
-    the LM head gives one row for each token; row_bytes, keys and values of one position."""
+    """parameters; weight_bytes, what one forward reads of them; row_bytes, keys and values of one
+    position."""
     config = model.config.get_text_config()
-    weights = list(model.parameters())  # a tied table counts once
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    read = sum(weight.nbytes for weight in weights)
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     return {
-        "parameters": sum(weight.numel() for weight in weights),
-        "weight_bytes": read - (0 if head is embedding else embedding.nbytes),
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "weight_bytes": weight_bytes(model),
         "row_bytes": 2 * config.num_hidden_layers * groups * width * model.dtype.itemsize,
     }
 

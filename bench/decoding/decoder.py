@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar
 
@@ -38,6 +38,7 @@ class TargetInfo:
 
     Attributes:
         argument: what `--model` takes for it; None: its name.
+        vocabulary: gives the ids of its tokens; None where they are not known yet.
     """
 
     name: str
@@ -45,6 +46,7 @@ class TargetInfo:
     vocab_size: int | None = None
     layers: int | None = None
     argument: str | None = None
+    vocabulary: Callable[[], Mapping[str, int] | None] | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,11 @@ class Settings:
     def parameters(cls) -> tuple[Field[Any], ...]:
         """The fields that `name(key=value)` sets, in order."""
         return tuple(f for f in fields(cls) if not f.kw_only)
+
+    @property
+    def weights(self) -> str | None:
+        """The draft's weights as the user named them, None where the method has its own."""
+        return self.checkpoint
 
     @classmethod
     def grid(cls) -> Mapping[str, Sequence[Any]]:

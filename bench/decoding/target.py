@@ -24,6 +24,14 @@ from bench.decoding.verify import Verdict
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def weight_bytes(model: Any) -> int:
+    """Bytes of weights that one forward of a transformers causal LM reads: an embedding table that
+    is not also the LM head gives one row for each token."""
+    read: int = sum(weight.nbytes for weight in model.parameters())  # a tied table counts once
+    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    return read - (0 if head is embedding else embedding.nbytes)
+
+
 @dataclass(frozen=True)
 class Step:
     """What a forward over n tokens gives.
@@ -86,6 +94,8 @@ class TargetModel(ABC):
         logits_check: sees the logits of every forward, for the runner.
         cache: `cache.length` rows are committed: the prompt and every emitted token but the newest.
         length: int64 [1], the same number on the device.
+        companions: other models on the same engine, by name, shared by the decoders that draft
+            with them.
         runs_ahead: whether work may be launched between `commit` and its `wait`.
         exact: whether a node's logits are the same at every width of the tree, bit for bit.
         fuses: whether matmuls are fused with their neighbours here, so that a draft should be
@@ -118,6 +128,7 @@ class TargetModel(ABC):
         self.logits_check = LogitsCheck(self.device)
         self.cache = TreeCache.of(config, self.dtype, self.device)
         self.length = torch.zeros(1, dtype=torch.long, device=self.device)
+        self.companions: dict[str, TargetModel] = {}
         self._cache_argument = cache_argument(model)
         self._taps = Taps(model)
         self._taps.add_final()

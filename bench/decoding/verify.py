@@ -128,21 +128,21 @@ def _try_drawn(
     tree: TokenTree, probs: Tensor, draft_probs: Tensor, uniform: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(bool [..., w] the child taken of each parent, [..., w, V] the residual at each parent)."""
-    taken = torch.zeros_like(tree.tokens, dtype=torch.bool)
+    taken = torch.zeros_like(tree.tokens)  # how often
     residual, q = probs, draft_probs
-    trying = torch.ones_like(taken)  # parents without a taken child
+    trying = torch.ones_like(taken, dtype=torch.bool)  # parents without a taken child
     for child in tree.topology.children.unbind(dim=1):  # child: [w], one sibling rank
         node = child.clamp(min=0)
         token = tree.tokens[..., node, None]  # [..., w, 1]
         r_x, q_x = (d.gather(-1, token).squeeze(-1) for d in (residual, q))
         tried = (child >= 0) & trying
         take = tried & (uniform[..., node] * q_x < r_x)
-        taken[..., node[child > 0]] = take[..., child > 0]
+        taken.index_add_(-1, node, take.long())
         rejected = (tried & ~take)[..., None]
         residual = torch.where(rejected, _norm((residual - q).clamp(min=0)), residual)
         q = torch.where(rejected, _norm(q.scatter(-1, token, 0.0)), q)
         trying = trying & ~take
-    return taken, residual
+    return taken > 0, residual
 
 
 def _norm(mass: Tensor) -> Tensor:

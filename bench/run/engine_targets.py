@@ -14,8 +14,8 @@ class EngineTarget(NamedTuple):
     """A target on an engine.
 
     Attributes:
-        target: on the engine asked for, or on eager where that cannot run here.
-        warning: why it is on eager instead; None where it is not.
+        target: on the engine asked for, or on a simpler one where that cannot run here.
+        warning: why it is not on the engine asked for; None where it is.
         made_s: seconds to make it, the engine's trial included.
     """
 
@@ -39,7 +39,7 @@ class EngineTargets:
             target, warning = engines.make(self._model, self._name, engine)
             self._made[engine] = EngineTarget(target, warning, time.perf_counter() - started)
             if warning is not None:
-                self._warn(f"{self._name}: {warning}; eager instead")
+                self._warn(f"{self._name}: {warning}; {target.engine} instead")
         return self._made[engine]
 
     def target(self, engine: str) -> TargetModel:

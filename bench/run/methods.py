@@ -11,7 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, get_type_hints
 
 from bench import environment
-from bench.cli import did_you_mean
+from bench.cli import did_you_mean, without_paths
 from bench.decoding.decoder import Decoder, Settings, TargetInfo
 from bench.entry_points import load_entry_point
 from bench.errors import UsageError
@@ -53,8 +53,9 @@ class Method:
 
     @property
     def params(self) -> dict[str, Any]:
-        """Every parameter, defaults included, in the declared order."""
-        return {f.name: getattr(self.settings, f.name) for f in self.settings.parameters()}
+        """Every parameter, defaults included, in the declared order, without local paths."""
+        parameters = self.settings.parameters()
+        return {f.name: without_paths(getattr(self.settings, f.name)) for f in parameters}
 
     @cached_property
     def label(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from bench.decoding.decoder import TargetInfo
 from bench.decoding.drafts import static_trees
 from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError, on_hub
 from bench.decoding.engines import forms
-from bench.decoding.engines.registry import EAGER
 from bench.errors import UsageError
 from bench.questions import chat, history
 from bench.questions.history import Entries, HistoryEntry, Prompt
@@ -38,7 +38,7 @@ def notes(
     if shape is not None:
         for engine in config.engine:
             if reason := forms.unsupported(shape, engine):
-                yield f"{target.name} runs on {EAGER}, not on {engine}: {reason}"
+                yield f"{target.name} does not run on {engine}: {reason}"
     info = describe(target)
     for method in methods:
         if reason := method.unavailable(info):
@@ -83,12 +83,13 @@ def check_files(methods: Sequence[Method], known: Sequence[Target], tree: str | 
         except ValueError as error:
             raise UsageError(f"--tree: {error}") from error
     for method in methods:
-        given = method.settings.checkpoint
+        given = method.settings.weights
         reason = _unavailable(method, known)
         if reason and tree and not _unavailable(_without_tree(method), known):
             raise UsageError(f"--tree for {method.name}: {reason}")
         if reason and given not in (None, RANDOM):
-            raise UsageError(f"--checkpoint {method.name}={given}: {reason}")
+            named = f"--checkpoint {method.name}={given}" if method.settings.checkpoint else None
+            raise UsageError(f"{named or method.label}: {reason}")
 
 
 def fetch(methods: Sequence[Method], known: Sequence[Target]) -> None:
@@ -118,9 +119,15 @@ def _without_tree(method: Method) -> Method:
 def describe(target: Target) -> TargetInfo:
     """What drafts must know of a target, as far as it is known without loading weights."""
     config = targets.config(target)
+    info = TargetInfo(
+        target.name, argument=target.argument, vocabulary=partial(targets.vocabulary, target)
+    )
     if config is None:
-        return TargetInfo(target.name, argument=target.argument)
+        return info
     text = config.get_text_config()
-    return TargetInfo(
-        target.name, text.hidden_size, text.vocab_size, text.num_hidden_layers, target.argument
+    return replace(
+        info,
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        layers=text.num_hidden_layers,
     )

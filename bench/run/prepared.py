@@ -66,15 +66,13 @@ class PreparedMethod:
             self.startup_s += time.perf_counter() - started
 
 
-def prepare(method: Method, made: EngineTarget, argument: str) -> PreparedMethod:
-    """The method with its decoder loaded on the target; `argument` names the model in the command
-    that a method without weights is skipped with."""
+def prepare(method: Method, made: EngineTarget, info: TargetInfo) -> PreparedMethod:
+    """The method with its decoder loaded on the target, which `info` describes."""
     target = made.target
     if method.decoder is None:
         return PreparedMethod(method, STOCK_ENGINE, target.model)
     warnings = [made.warning] if made.warning else []
     prepared = PreparedMethod(method, target.engine, target.model, warnings=warnings)
-    info = TargetInfo(target.name, target.hidden_size, target.vocab_size, target.layers, argument)
     reason = method.decoder.unavailable(info, method.settings)
     if reason is not None:
         prepared.failure = ("skipped", reason)

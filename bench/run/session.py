@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -17,6 +18,7 @@ from bench.run.engine_targets import EngineTargets
 from bench.run.estimate import Estimate
 from bench.run.grid import Cell, GridPoint, generator_seed, grid, size
 from bench.run.plan import Plan
+from bench.run.preflight import describe
 from bench.run.prepared import PreparedMethod, prepare
 from bench.run.prompting import HistoryWriter
 from bench.run.recording import Recorder
@@ -56,8 +58,9 @@ class Session:
 
     def _run_engine(self, engine: str, prompts: Sequence[Prompt]) -> None:
         methods = self.plan.methods_on(engine)
-        argument = self.loaded.target.published_argument
-        prepared = {m.label: prepare(m, self.targets.get(engine), argument) for m in methods}
+        target = self.loaded.target
+        info = replace(describe(target), argument=target.published_argument)
+        prepared = {m.label: prepare(m, self.targets.get(engine), info) for m in methods}
         for method in prepared.values():
             if method.failure:
                 self._record_failure(method, *method.failure)

@@ -6,6 +6,7 @@ the hub.
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,16 @@ TARGETS = {
 }
 SMOLLM2 = TARGETS[DEFAULT]
 
+# A smaller target with the same tokenizer, which can draft for a larger one.
+SMALLER = {
+    "qwen2.5-coder-1.5b": "qwen2.5-coder-0.5b",
+    "vicuna-13b-v1.3": "vicuna-7b-v1.3",
+    "vicuna-33b-v1.3": "vicuna-7b-v1.3",
+    "llama-2-13b-chat": "llama-2-7b-chat",
+    "synthetic:llama-13b": "synthetic:llama-7b",
+    "synthetic:llama-33b": "synthetic:llama-7b",
+}
+
 
 def resolve(name: str, chat_template: str | None = None) -> Target:
     """The target of that name: registered, a folder with a checkpoint, a GGUF file or a model id
@@ -221,6 +232,12 @@ def tokenizer(target: Target) -> "PreTrainedTokenizerBase | None":
         return synthetic.tokenizer(shape.vocab_size, shape.max_position_embeddings)
     folder = _on_disk(target, "tokenizer_config.json")
     return None if folder is None else loading.load_tokenizer(loading.Source(target.name, folder))
+
+
+def vocabulary(target: Target) -> Mapping[str, int] | None:
+    """The ids of its tokenizer's tokens, without loading weights; None as in `tokenizer`."""
+    found = tokenizer(target)
+    return None if found is None else found.get_vocab()
 
 
 def revision(target: Target) -> str:

@@ -16,6 +16,8 @@ from bench import files
 from bench.errors import UsageError
 
 CARD = "data.json"  # in a folder of shards
+REACH = 8  # tokens kept behind the last answer, since drafts reach beyond it
+STEP = 64  # lengths of training sequences are its multiples
 HELD_SHARE = 16
 HELD_MOST = 256
 
@@ -51,7 +53,7 @@ class Shards:
             roles = torch.cat([shard["roles"] for shard in groups[length]]).to(device).bool()
             kept = len(ids) - _held(len(ids), held_out)
             self._held.append(Batch(ids[kept:], roles[kept:]))
-            self._train.append(Batch(ids[:kept], roles[:kept]))
+            self._train += _by_length(Batch(ids[:kept], roles[:kept]))
         if not sum(len(batch.ids) for batch in self._held):
             raise UsageError(
                 f"{', '.join(folders)}: fewer than two sequences of one length; write more data "
@@ -82,6 +84,14 @@ class Shards:
         rows = rows.to(data.ids.device)
         return Batch(data.ids[rows].long(), data.roles[rows])
 
+    def count(self, group: int) -> int:
+        """Training sequences of a group."""
+        return len(self._train[group].ids)
+
+    def length(self, group: int) -> int:
+        """Tokens of each of them."""
+        return self._train[group].ids.shape[1]
+
     def held(self, size: int) -> list[Batch]:
         """The held-out sequences in batches of at most `size`."""
         return [
@@ -100,6 +110,19 @@ class Shards:
         for data in self._train:
             counts += torch.bincount(data.ids[data.roles], minlength=vocabulary)
         return counts.argsort(descending=True, stable=True)[:size].cpu()
+
+
+def _by_length(batch: Batch) -> list[Batch]:
+    """The conversations by where their last answer ends, without the rest of their rows, so that
+    the target runs few tokens that say nothing. The shortest are first."""
+    length = batch.ids.shape[1]
+    last = (batch.roles * torch.arange(1, length + 1, device=batch.roles.device)).amax(dim=1)
+    ends = (last + REACH + STEP - 1) // STEP * STEP
+    found = []
+    for end in ends.unique().tolist():
+        rows = ends == end
+        found.append(Batch(batch.ids[rows, :end], batch.roles[rows, :end]))
+    return found
 
 
 def _held(count: int, asked: int | None) -> int:

@@ -48,6 +48,7 @@ class DistillConfig:
     temperature: float = option(1.0, "of the sampled users' turns")
     min_p: float = option(0.04, "of the sampled users' turns")
     answer_temperature: float = option(0.0, "of the answers; 0 is greedy")
+    answer_tokens: int | None = option(None, "cut answers behind as many tokens; none is cut")
     prompts: str | None = option(None, "users' turns: a JSONL file or a datasets name")
     data_dir: str | None = option(None, "folder with <set>.jsonl files")
     chat_template: str | None = cli.chat_template_option()
@@ -56,6 +57,7 @@ class DistillConfig:
     dtype: str = cli.dtype_option()
 
 
+QUEUE = 4  # prompts given to each sequence of a batch; a sequence answers several
 LOCAL = ("out", "sequences", "batch", "data_dir", "device")  # settings that a resume may change
 
 
@@ -103,7 +105,7 @@ def _check(config: DistillConfig) -> None:
     cli.check_choices(config)
     if not 64 <= config.length <= 1024:
         raise UsageError(f"--length must lie in 64..1024, not {config.length}")
-    for name in ("sequences", "batch", "user_tokens"):
+    for name in ("sequences", "batch", "user_tokens", "answer_tokens"):
         value = getattr(config, name)
         if value is not None and value < 1:
             raise UsageError(f"{cli.flag(name)} must be at least 1, not {value}")
@@ -121,12 +123,13 @@ class Distiller:
         tokenizer = loaded.tokenizer
         self.conversation = Conversation.of(tokenizer, loaded.target.chat_template)
         self.markers = MarkerGuard(tokenizer)
-        self.turns: list[list[list[int]]] | None = None
+        self.prompts: Tensor | None = None  # [N, turns, P], padded with -1
         self.total = config.sequences
         if config.prompts:
             longest = config.length // 2  # leaves the other half to the answers
-            self.turns = given.read(config.prompts, tokenizer, longest, config.seed)
-            self.total = min(self.total, len(self.turns))  # a prompt's repeats would be dropped
+            turns = given.read(config.prompts, tokenizer, longest, config.seed)
+            self.prompts = given.table(turns)
+            self.total = min(self.total, len(turns))  # a prompt's repeats would be dropped
         each = sequence_bytes(self.model, config.length)
         self.batch = memory.batch_size(config.batch, each, self.model.device)
         self.guard = OverlapGuard.of(tokenizer, config.data_dir)
@@ -149,6 +152,7 @@ class Distiller:
             while (left := self.total - folder.written) > 0:
                 try:
                     self._write(min(self.batch, left), bar.update)
+                    bar.back_to(folder.written * length)  # or forward, to what was asked beside
                 except Exception as error:
                     if not memory.ran_out(error) or self.batch == 1:
                         raise
@@ -158,15 +162,21 @@ class Distiller:
                     note(f"out of memory; going on with {self.batch:,} at a time")
 
     def _write(self, count: int, wrote: Any) -> None:
-        """One shard of `count` sequences, before any is dropped."""
+        """One shard of `count` sequences, before any is dropped; of given prompts it may answer
+        more, one after another in a sequence."""
         started = time.perf_counter()
         writer = self._writer_of(count)
         self._generator.manual_seed(self.config.seed * 1_000_003 + len(self.folder.cards))
         prompts = None
-        if self.turns is not None:
-            prompts = given.table(self.turns[self.folder.written :][:count])
-        kept = self._keep(*writer.write(prompts, wrote))
-        self.folder.add(*kept, batch=count, seconds=time.perf_counter() - started)
+        if self.prompts is not None:
+            prompts = self.prompts[self.folder.written : self.total][: count * QUEUE]
+        ids, roles = writer.write(prompts, wrote)
+        self.folder.add(
+            *self._keep(ids, roles),
+            batch=len(ids),
+            computed=count * self.config.length,
+            seconds=time.perf_counter() - started,
+        )
 
     def _writer_of(self, count: int) -> Writer:
         if self._writer is None or self._writer.settings.batch != count:
@@ -179,6 +189,7 @@ class Distiller:
                 temperature=config.temperature,
                 min_p=config.min_p,
                 answer_temperature=config.answer_temperature,
+                answer_tokens=config.answer_tokens,
             )
             self._writer = Writer(self.model, self.conversation, settings, self._generator)
         return self._writer
@@ -189,7 +200,7 @@ class Distiller:
         overlap = self.guard.overlapping(ids).tolist()
         answered = roles.any(dim=1).tolist()
         ids, roles = ids.to("cpu", torch.int32), roles.cpu()
-        sampled = self.turns is None
+        sampled = self.prompts is None
         marked = self.markers.marked(ids, roles) if sampled else [False] * len(ids)
         rows = []
         for row, words in enumerate(self._first_turns(ids)):
@@ -217,8 +228,8 @@ def _summary(out: str, card: dict[str, Any]) -> str:
     """What a folder holds and what was dropped, in one line."""
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in card["dropped"].items())
     return (
-        f"{out}: {card['sequences']:,} sequences with {card['answer_tokens']:,} answer tokens; "
-        f"dropped: {dropped or 'none'}"
+        f"{out}: {card['sequences']:,} sequences with {card['answer_tokens']:,} answer tokens, "
+        f"{card['tokens_per_second']:,} tokens/s; dropped: {dropped or 'none'}"
     )
 
 

@@ -52,15 +52,24 @@ class DistilledFolder:
                 yield shard.get_tensor("ids")
 
     def add(
-        self, ids: Tensor, roles: Tensor, dropped: Counter[str], batch: int, seconds: float
+        self,
+        ids: Tensor,
+        roles: Tensor,
+        dropped: Counter[str],
+        *,
+        batch: int,
+        computed: int,
+        seconds: float,
     ) -> None:
-        """Save a shard: the kept rows of a batch, ids int32 [n, T] and roles uint8 [n, T]."""
+        """Save a shard: the kept rows, ids int32 [n, T] and roles uint8 [n, T], of `batch`
+        sequences that took `computed` tokens and `seconds` to write."""
         path = self._next()
         card = {
             "file": path.name,
             "batch": batch,
             "sequences": len(ids),
             "tokens": ids.numel(),
+            "computed_tokens": computed,
             "answer_tokens": int(roles.sum()),
             "dropped": dict(dropped),
             "seconds": round(seconds, 3),
@@ -75,7 +84,7 @@ class DistilledFolder:
     def write_card(self, **more: Any) -> dict[str, Any]:
         """Write the card of all shards, with `more` in it, and return it."""
         seconds = sum(card["seconds"] for card in self.cards)
-        written = self.written * self.settings["length"]
+        computed = sum(card["computed_tokens"] for card in self.cards)
         content = {
             **more,
             "settings": self.settings,
@@ -83,7 +92,7 @@ class DistilledFolder:
             "answer_tokens": sum(card["answer_tokens"] for card in self.cards),
             "dropped": dict(self.dropped),
             "seconds": round(seconds, 1),
-            "tokens_per_second": round(written / max(seconds, 1e-9)),
+            "tokens_per_second": round(computed / max(seconds, 1e-9)),
             "shards": self.cards,
         }
         files.write_text(self.path / CARD, json.dumps(content, indent=1) + "\n")

@@ -36,6 +36,66 @@ class TargetStates:
         return embedded
 
 
+class KeptStates:
+    """The target's states of training sequences, computed when first asked for; as many as fit into
+    a number of bytes are kept for later epochs."""
+
+    def __init__(self, states: TargetStates, most_bytes: float) -> None:
+        self._states = states
+        self._left = most_bytes
+        self._taps: tuple[int, ...] = ()
+        # By group: h and residual streams of its first sequences, [n, 1 + taps, T, d], and which of
+        # all its sequences are in there, bool on the host.
+        self._kept: dict[int, Tensor] = {}
+        self._known: dict[int, Tensor] = {}
+
+    def __call__(
+        self, group: int, count: int, rows: Tensor, ids: Tensor
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """As `TargetStates`, of the sequences `rows`, int64 [B] on the host, of a group of `count`
+        sequences; ids [B, T]."""
+        known = self._known.get(group, torch.zeros(count, dtype=torch.bool))[rows]
+        if not known.any():
+            found = self._states(ids)
+            self._keep(group, count, rows, found)
+            return found
+        kept, device = self._kept[group], ids.device
+        stacked = kept.new_empty(len(rows), *kept.shape[1:])
+        here = known.nonzero().squeeze(1)
+        stacked[here.to(device)] = kept[rows[here].to(device)]
+        if len(here) < len(rows):
+            rest = (~known).nonzero().squeeze(1)
+            found = self._states(ids[rest.to(device)])
+            self._keep(group, count, rows[rest], found)
+            stacked[rest.to(device)] = _stacked(found)
+        parts = stacked.unbind(dim=1)
+        return parts[0], dict(zip(self._taps, parts[1:], strict=True))
+
+    def _keep(
+        self, group: int, count: int, rows: Tensor, found: tuple[Tensor, dict[int, Tensor]]
+    ) -> None:
+        """Store what fits of the states of `rows`."""
+        if self._left <= 0 and group not in self._kept:
+            return
+        stacked = _stacked(found)  # [B, 1 + taps, T, d]
+        if group not in self._kept:
+            self._taps = tuple(found[1])
+            each = stacked[0].nbytes
+            fit = min(count, int(self._left // each))
+            self._left -= fit * each
+            self._kept[group] = stacked.new_empty(fit, *stacked.shape[1:])
+            self._known[group] = torch.zeros(count, dtype=torch.bool)
+        kept = self._kept[group]
+        fits = (rows < len(kept)).nonzero().squeeze(1)
+        kept[rows[fits].to(kept.device)] = stacked[fits.to(kept.device)]
+        self._known[group][rows[fits]] = True
+
+
+def _stacked(states: tuple[Tensor, dict[int, Tensor]]) -> Tensor:
+    """h and residual streams [B, T, d] as [B, 1 + taps, T, d]."""
+    return torch.stack([states[0], *states[1].values()], dim=1)
+
+
 @dataclass(frozen=True)
 class DraftHead:
     """The target's LM head, reduced to a draft vocabulary.

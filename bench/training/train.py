@@ -28,16 +28,16 @@ from bench.errors import UsageError
 from bench.progress import Progress, note
 from bench.targets import registry as targets
 from bench.training import memory
-from bench.training.anchors import answer_anchors, drafted_tokens, sample_anchors
+from bench.training.anchors import START_TOKENS, answer_anchors, drafted_tokens, sample_anchors
 from bench.training.curves import draw
-from bench.training.data import HELD_MOST, HELD_SHARE, Batch, Shards
-from bench.training.losses import distillation_loss, next_token_loss
+from bench.training.data import HELD_MOST, HELD_SHARE, Shards
+from bench.training.losses import LossSettings, distillation_loss, next_token_loss
+from bench.training.pack import check_bits
 from bench.training.resumable import Completed, ResumableState
-from bench.training.states import DraftHead, TargetStates
+from bench.training.states import DraftHead, KeptStates, TargetStates
 from bench.training.statistics import statistics, tree
 from bench.training.trainee import Rates, Trainee
 
-DEPTH_DECAY = 0.9  # weight of a level relative to the level before it
 STANDARDISE_TOKENS = 200_000
 STANDARDISE_BATCHES = 16
 LEAST_ANCHORS = 16  # held-out positions that statistics need
@@ -59,6 +59,18 @@ class TrainConfig:
     anchors: int = option(64, "positions of a sequence to draft from")
     vocabulary: int = option(16_384, "most frequent tokens to train on; 0 for all")
     hard: bool = option(False, "train on the true tokens, not on the target's distribution")
+    depth_weights: str = option(
+        "decay",
+        "weight of a level: decay is 0.9^(j-1), dpace follows the draft's own accuracy",
+        choices=("decay", "dpace"),
+    )
+    tv: float = option(0.0, "share of the total variation distance in the loss, 0 to 1")
+    anchors_from_start: bool = option(
+        False, f"draw positions of an answer's first {START_TOKENS} tokens more often"
+    )
+    keep_states: float = option(
+        0.0, "GB of the target's states kept on the device, which later epochs read again"
+    )
     muon_lr: float = option(0.02, "learning rate of matrices")
     adam_lr: float = option(1e-3, "learning rate of all other parameters")
     warm_up: int = option(100, "steps until the full learning rate")
@@ -71,13 +83,20 @@ class TrainConfig:
     eval_every: int = option(250, "steps between held-out statistics")
     save_every: int = option(0, "steps between saved states; 0 saves once a minute")
     stop_at: int = option(0, "stop early at this step; the same command resumes; 0: do not")
-    bits: int = option(8, "of saved matrices: 8, or 16 for bfloat16")
+    bits: int = option(8, "of saved matrices: 4, 8, or 16 for bfloat16")
     device: str = cli.device_option()
     dtype: str = cli.dtype_option()
 
 
 LOCAL = ("out", "data", "device")  # settings that say nothing of how a draft was made
-FREE = (*LOCAL, "eval_every", "save_every", "stop_at", "bits")  # that a resume may change
+FREE = (
+    *LOCAL,
+    "keep_states",
+    "eval_every",
+    "save_every",
+    "stop_at",
+    "bits",
+)  # that a resume may change
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.training.train") -> int:
@@ -128,6 +147,9 @@ class Trainer:
         for name in ("steps", "tokens", "anchors", "eval_every"):
             if getattr(config, name) < 1:
                 raise UsageError(f"{cli.flag(name)} must be at least 1")
+        check_bits(config.bits)
+        if not 0 <= config.tv <= 1:
+            raise UsageError(f"--tv must lie in 0..1, not {config.tv}")
         kinds = {name: trainable.load(name) for name in config.method}
         self.config = config
         device, dtype = environment.settled(config.device, config.dtype)
@@ -144,6 +166,7 @@ class Trainer:
         self.state = ResumableState(self.out, self._identity(target.name))
         self.loaded = targets.load(target, str(self.device), getattr(torch, dtype))
         self.states = TargetStates(self.loaded.model)
+        self.kept = KeptStates(self.states, config.keep_states * 1e9)
         shape = self.loaded.model.config.get_text_config()
         self.by_frequency = self.shards.frequent(shape.vocab_size, shape.vocab_size)
         size = config.vocabulary or shape.vocab_size
@@ -205,11 +228,11 @@ class Trainer:
         saved = time.perf_counter()
         with Progress("train", last, "step", shown=self.accelerator.is_main_process) as bar:
             bar.skip(done.step)
-            for batch in self._batches(done.step, last):
-                for label, loss in self._step(batch).items():
+            for group, rows in self._batches(done.step, last):
+                for label, loss in self._step(group, rows).items():
                     losses[label].append(loss)
                 done.step += 1
-                done.seconds += rate.lap(batch.ids.numel())
+                done.seconds += rate.lap(len(rows) * self.shards.length(group))
                 bar.beside(f"{rate.tokens_per_second:,.0f} tokens/s")
                 bar.update()
                 if done.step % config.eval_every == 0 or done.step == config.steps:
@@ -254,7 +277,7 @@ class Trainer:
     def _weights(self, trainee: Trainee) -> Path:
         return self.out / f"{trainee.label}.safetensors"
 
-    def _batches(self, first: int, last: int) -> Iterator[Batch]:
+    def _batches(self, first: int, last: int) -> Iterator[tuple[int, Tensor]]:
         """Batches `first` to `last`; each process gets its share of the rows."""
         config, process = self.config, self.accelerator
         schedule: list[tuple[int, Tensor]] = []
@@ -266,11 +289,12 @@ class Trainer:
                 schedule = self.shards.schedule(config.tokens, config.seeds[0], epoch)
             group, rows = schedule[step % length]
             share = rows[process.process_index :: process.num_processes]
-            yield self.shards.batch(group, share)
+            yield group, share
 
-    def _step(self, batch: Batch) -> dict[str, Tensor]:
-        """Train every draft on `batch`; the loss of each."""
-        hidden, taps = self.states(batch.ids)
+    def _step(self, group: int, rows: Tensor) -> dict[str, Tensor]:
+        """Train every draft on sequences of a group, int64 [B]; the loss of each."""
+        batch = self.shards.batch(group, rows)
+        hidden, taps = self.kept(group, self.shards.count(group), rows, batch.ids)
         embeddings = self.states.embed(batch.ids)
         number = self.progress.step * self.accelerator.num_processes
         seed = self.config.seeds[0] * 1_000_003 + number + self.accelerator.process_index
@@ -279,7 +303,11 @@ class Trainer:
         for trainee in self.trainees:
             generator.manual_seed(seed)  # drafts of one depth get the same anchors
             anchors, weights = sample_anchors(
-                batch.roles, trainee.depth, self.config.anchors, generator
+                batch.roles,
+                trainee.depth,
+                self.config.anchors,
+                generator,
+                self.config.anchors_from_start,
             )
             with self.accelerator.autocast():
                 o, z = trainee.wrapped(embeddings, hidden, trainee.chosen(taps), anchors)
@@ -299,26 +327,25 @@ class Trainer:
         anchors: Tensor,
         weights: Tensor,
     ) -> Tensor:
-        """sum over levels of 0.9^(j-1) [CE + distil * smooth-L1(o_j, h_{t+j})], per draft."""
-        depth = z.shape[2]
-        batch = torch.arange(len(ids), device=ids.device)[:, None, None]
+        """sum over levels of w_j [next-token loss + distil * smooth-L1(o_j, h_{t+j})], per draft;
+        w as `--depth-weights` says."""
+        config, depth = self.config, z.shape[2]
         ahead = anchors[..., None] + torch.arange(1, depth + 1, device=ids.device)  # t + j
         labels = self.head.index[drafted_tokens(ids, anchors, depth)]
-        weights = weights * DEPTH_DECAY ** torch.arange(depth, device=ids.device)
-        if self.config.hard:
+        if config.hard:
             weights = weights * (labels >= 0)
-        rows = weights > 0
-        weight = weights[rows]
-        teacher = hidden[batch, ahead][rows]
-        loss = next_token_loss(
-            z[rows],
+        sequence, anchor = (weights > 0).any(dim=-1).nonzero(as_tuple=True)
+        teacher = hidden[sequence[:, None], ahead[sequence, anchor]]  # [n, depth, d]
+        loss, weight = next_token_loss(
+            z[sequence, anchor],
             self.head.weight,
-            weight,
-            teacher=None if self.config.hard else teacher,
-            labels=labels[rows] if self.config.hard else None,
+            weights[sequence, anchor],
+            labels[sequence, anchor],
+            teacher=None if config.hard else teacher,
+            settings=LossSettings(config.depth_weights == "dpace", config.tv),
         )
         if o is not None and distil:
-            loss = loss + distil * distillation_loss(o[rows], teacher, weight)
+            loss = loss + distil * distillation_loss(o[sequence, anchor], teacher, weight)
         return loss / weight.sum().clamp(min=1.0)
 
     def _standardise(self) -> None:

@@ -10,12 +10,14 @@ from bench.decoding.decoder import Decoder, Settings, TargetInfo
 from bench.decoding.target import TargetModel
 from bench.run.methods import discover, method, parse
 from tests.decoding.known import Make
+from tests.decoding.noisy import noisy_copy
 from tests.decoding.scripted import CachedOracle, NoisyOracle, OracleSettings, SamplingDrafter
 from tests.training.drafts import METHODS, checkpoint
 
 # Where the defaults leave more than four in five drafted tokens rejected on the tiny targets.
 PARAMETERS = {
     "prompt_lookup": "prompt_lookup(k=3)",
+    "draft_model": "draft_model(k=3)",
     "medusa": "medusa(nodes=8)",
     "medusa_typical": "medusa_typical(nodes=8)",
     "chimera": "chimera(nodes=10)",
@@ -37,6 +39,8 @@ def registered(text: str, model: str | None = None, tree: str | None = None) -> 
     def make(target: TargetModel) -> Decoder:
         own = TRAINED.get(name) if model is None else None
         weights = {name: checkpoint(own, target)} if own else None
+        if name == "draft_model" and model is None:
+            weights = {name: noisy_copy(target.model)}
         chosen = method(text, discover(), weights, tree)
         assert chosen.decoder is not None
         info = TargetInfo(model or "", target.hidden_size, target.vocab_size, target.layers)
@@ -70,7 +74,12 @@ SCRIPTED: dict[str, Make] = {
 LOSSLESS = tuple(name for name, point in discover().items() if point.load().lossless)
 CASES = (
     {name: registered(PARAMETERS.get(name, name)) for name in LOSSLESS}
-    | {"chimera_dynamic": registered("chimera(nodes=10,dynamic=true,beam=3,depth=4)")}
+    | {
+        "chimera_dynamic": registered("chimera(nodes=10,dynamic=true,beam=3,depth=4)"),
+        "medusa_lookup": registered("medusa(nodes=8,lookup=4)"),
+        "chimera_lookup": registered("chimera(nodes=10,depth=2,lookup=4)"),
+        "chimera_dynamic_lookup": registered("chimera(nodes=9,dynamic=true,beam=3,lookup=3)"),
+    }
     | SCRIPTED
 )
 # At temperature 0 typical acceptance is the lossless rule.

@@ -37,8 +37,8 @@ class Verified:
 class WatchedTarget(EagerTarget):
     """Notes, for the sequence in hand, its trees, what was kept of them and the forwards."""
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
+    def __init__(self, model: Any, name: str = "") -> None:
+        super().__init__(model, name)
         self.steps: list[Verified] = []
         self.forwards = 0
 

@@ -22,6 +22,7 @@ TOKENS = 3
 DECODERS = CASES | {
     "lookahead": registered("lookahead(n=3,w=3,g=3)"),
     "prompt_lookup": registered("prompt_lookup(n=2,k=2)"),
+    "draft_model": registered("draft_model(k=2)"),
     "medusa": registered("medusa(nodes=2)", tree="paper"),
     "chimera": registered("chimera(nodes=4,depth=2)"),
     "chimera_plus": registered("chimera_plus(nodes=4,depth=2)"),
@@ -30,10 +31,11 @@ DECODERS = CASES | {
     "static_oracle": oracle(accuracy=0.95),
     "dynamic_oracle": oracle(accuracy=0.95, dynamic=True),
 }
-# The cached oracle drafts as the static one does; the dynamic one and Chimera, which drafts level
-# by level, run with top-k and top-p.
+# The cached oracle drafts as the static one does; the dynamic one, Chimera, which drafts level
+# by level, and the draft model, whose tokens are drawn, run with top-k and top-p.
 SLOW = {
     "cached_oracle",
+    "draft_model",
     "dynamic_oracle",
     "chimera",
     "chimera_plus",
@@ -102,7 +104,7 @@ def test_three_tokens_follow_the_target(tiny: Tiny, make: Make, sampling: Sampli
     check_law(tiny, make, sampling, draws=3_000)
 
 
-@pytest.mark.parametrize("name", ["dynamic_oracle", "chimera"])
+@pytest.mark.parametrize("name", ["dynamic_oracle", "chimera", "draft_model"])
 def test_three_tokens_follow_a_target_cut_by_top_k_and_top_p(tiny: Tiny, name: str) -> None:
     check_law(tiny, DECODERS[name], CUT, draws=3_000)
 

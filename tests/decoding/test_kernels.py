@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from bench.decoding.engines.layers import HeadNorms
 from bench.decoding.tree import Topology
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -167,17 +168,31 @@ def test_parts(m: int, n: int, k: int, dtype: torch.dtype) -> None:
     close(kernels.parts(x, weight).sum(dim=0), expected.sum(dim=0), dtype)
 
 
+def head_norms(size: int, dtype: torch.dtype) -> tuple[HeadNorms, HeadNorms]:
+    """Of queries and keys, and the same in float32."""
+    q, k = normal(size, dtype=dtype), normal(size, dtype=dtype).flip(0)
+    return HeadNorms(q, k, 1e-5), HeadNorms(q.float(), k.float(), 1e-5)
+
+
 @runs
 @each_dtype
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "size", "length", "w"),
-    [(9, 3, 64, 70, 1), (9, 3, 64, 130, 16), (4, 4, 32, 5, 7), (8, 2, 64, 200, 33)],
+    ("heads", "kv_heads", "size", "length", "w", "normed"),
+    [
+        (9, 3, 64, 70, 1, False),
+        (9, 3, 64, 130, 16, False),
+        (4, 4, 32, 5, 7, True),
+        (8, 2, 64, 200, 33, False),
+        (14, 2, 64, 70, 5, True),
+        (6, 1, 128, 40, 1, True),
+    ],
 )
 def test_attend_rotated(
-    heads: int, kv_heads: int, size: int, length: int, w: int, dtype: torch.dtype
+    heads: int, kv_heads: int, size: int, length: int, w: int, normed: bool, dtype: torch.dtype
 ) -> None:
     from bench.decoding.engines import kernels
 
+    norms, wide_norms = head_norms(size, dtype) if normed else (None, None)
     keys, values = (normal(kv_heads, 300, size, dtype=dtype) for _ in range(2))
     qkv = normal(w, (heads + 2 * kv_heads) * size, dtype=dtype)
     angle = torch.outer(torch.arange(400.0), 10000 ** (-torch.arange(size // 2) / (size // 2)))
@@ -187,8 +202,8 @@ def test_attend_rotated(
     at = torch.tensor([length], device=DEVICE)
     places = (cos, sin, depths, at, visible.tril())
     wide = [t.float() for t in (qkv, keys, values)]
-    expected = plain("attend_rotated", wide[0], heads, wide[1], wide[2], *places)
-    found = kernels.attend_rotated(qkv, heads, keys, values, *places)
+    expected = plain("attend_rotated", wide[0], heads, wide_norms, wide[1], wide[2], *places)
+    found = kernels.attend_rotated(qkv, heads, norms, keys, values, *places)
     close(found, expected, dtype)
     close(keys, wide[1], dtype)  # written to the cache
     close(values, wide[2], dtype)
@@ -376,7 +391,8 @@ def test_attention_in_order(
 
 @runs
 @each_dtype
-def test_rotation_into_the_cache(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("normed", [False, True])
+def test_rotation_into_the_cache(normed: bool, dtype: torch.dtype) -> None:
     from bench.decoding.engines import kernels
 
     heads, kv_heads, size, w, rows = 4, 2, 32, 5, 64
@@ -385,9 +401,10 @@ def test_rotation_into_the_cache(dtype: torch.dtype) -> None:
     length = torch.tensor([7], device=DEVICE)
     cos, sin = (normal(rows, size // 2, dtype=torch.float32) for _ in range(2))
     caches = [torch.zeros(kv_heads, rows, size, dtype=dtype, device=DEVICE) for _ in range(4)]
-    q = plain("rotate", qkv.clone(), heads, *caches[:2], cos, sin, depths, length)
+    norms = head_norms(size, dtype)[0] if normed else None
+    q = plain("rotate", qkv.clone(), heads, norms, *caches[:2], cos, sin, depths, length)
     found = qkv.clone()
-    kernels.rotate(found, heads, caches[2], caches[3], cos, sin, depths, length)
+    kernels.rotate(found, heads, norms, caches[2], caches[3], cos, sin, depths, length)
     close(found[:, : heads * size], q.flatten(1), dtype)
     close(caches[2], caches[0], dtype)
     close(caches[3], caches[1], dtype)

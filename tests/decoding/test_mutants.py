@@ -207,6 +207,18 @@ def draft_not_subtracted(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(verify, "_try_drawn", unchanged)
 
 
+def drawn_tokens_taken_with_p(patch: pytest.MonkeyPatch) -> None:
+    """Drawn drafts are taken with p, not with min(1, p / q)."""
+    tried = verify._try_drawn
+
+    def too_few(
+        tree: TokenTree, probs: Tensor, q: Tensor, uniform: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return tried(tree, probs, q, uniform / verify._prob_at_parent(tree, q))
+
+    patch.setattr(verify, "_try_drawn", too_few)
+
+
 def siblings_tried_against_the_target(patch: pytest.MonkeyPatch) -> None:
     """Each chosen sibling is taken with p, whatever was refused before it."""
 
@@ -224,6 +236,7 @@ def siblings_tried_against_the_target(patch: pytest.MonkeyPatch) -> None:
         (bonus_from_the_target, "chosen"),
         (siblings_tried_against_the_target, "chosen"),
         (draft_not_subtracted, "drawn"),
+        (drawn_tokens_taken_with_p, "drawn"),
     ],
     ids=lambda value: getattr(value, "__name__", value),
 )

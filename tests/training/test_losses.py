@@ -8,34 +8,52 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from bench.training.losses import distillation_loss, next_token_loss
+from bench.training.losses import LossSettings, distillation_loss, next_token_loss
 from bench.training.muon import Float32Muon
 
 VOCAB, D = 20, 16
 
 
-@pytest.mark.parametrize("chunk", [3, 100])
+DECAY, DPACE, TV = LossSettings(), LossSettings(dpace=True), LossSettings(tv=0.5)
+
+
+@pytest.mark.parametrize("settings", [DECAY, DPACE, TV], ids=["decay", "dpace", "tv"])
+@pytest.mark.parametrize("rows", [3, 100])
 @pytest.mark.parametrize("hard", [False, True], ids=["teacher", "labels"])
 def test_the_loss_in_chunks_is_the_plain_one(
-    hard: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+    hard: bool, rows: int, settings: LossSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bench.training.losses.CHUNK", chunk)
+    n, depth = 10, 4
+    monkeypatch.setattr("bench.training.losses.CELLS", rows * depth * VOCAB)
     generator = torch.Generator().manual_seed(0)
-    z, teacher = torch.randn(2, 10, D, generator=generator)
+    z, teacher = torch.randn(2, n, depth, D, generator=generator)
     head = torch.randn(VOCAB, D, generator=generator)
-    weights = torch.rand(10, generator=generator)
-    weights[4] = 0.0
-    labels = torch.randint(VOCAB, (10,), generator=generator)
-    p = F.one_hot(labels, VOCAB).float() if hard else (teacher @ head.T).softmax(dim=-1)
+    weights = torch.ones(n, depth)
+    weights[4] = weights[5, 2:] = 0.0
+    labels = torch.randint(VOCAB, (n, depth), generator=generator)
+    labels[1, 1] = -1  # outside the draft vocabulary
+    p = (teacher @ head.T).softmax(dim=-1)
+    if hard:
+        weights[1, 1:] = 0.0
+        p = F.one_hot(labels.clamp(min=0), VOCAB).float()
     plain_z, own_z = z.clone().requires_grad_(), z.clone().requires_grad_()
-    plain = -(p * (plain_z @ head.T).log_softmax(dim=-1) * weights[:, None]).sum()
-    own = next_token_loss(
-        own_z,
-        head,
-        weights,
-        teacher=None if hard else teacher,
-        labels=labels if hard else None,
-    )
+    log_q = (plain_z @ head.T).log_softmax(dim=-1)
+    levels = weights * 0.9 ** torch.arange(depth)
+    if settings.dpace:
+        q = log_q.exp().detach().gather(-1, labels.clamp(min=0)[..., None])[..., 0]
+        q = torch.where(labels < 0, 0.0, q)
+        factor = 0.5 * q + 0.5
+        levels = torch.zeros(n, depth)
+        for i in range(n):
+            kept = int(weights[i].sum())
+            for k in range(kept):
+                levels[i, k] = sum(float(factor[i, : j + 1].prod()) for j in range(k, kept))
+    each = -(p * log_q).sum(dim=-1)
+    if settings.tv:
+        each = 0.5 * each + 0.5 * 0.5 * (p - log_q.exp()).abs().sum(dim=-1)
+    plain = (each * levels).sum()
+    own, used = next_token_loss(own_z, head, weights, labels, None if hard else teacher, settings)
+    torch.testing.assert_close(used, levels)
     torch.testing.assert_close(own, plain)
     (expected,) = torch.autograd.grad(0.25 * plain, plain_z)
     (gradient,) = torch.autograd.grad(0.25 * own, own_z)
@@ -45,9 +63,10 @@ def test_the_loss_in_chunks_is_the_plain_one(
 
 def test_the_teacher_itself_has_no_gradient() -> None:
     generator = torch.Generator().manual_seed(0)
-    h, head = torch.randn(5, D, generator=generator), torch.randn(VOCAB, D, generator=generator)
+    h, head = torch.randn(5, 1, D, generator=generator), torch.randn(VOCAB, D, generator=generator)
     z = h.clone().requires_grad_()
-    loss = next_token_loss(z, head, torch.ones(5), teacher=h)
+    labels = torch.zeros(5, 1, dtype=torch.long)
+    loss, _ = next_token_loss(z, head, torch.ones(5, 1), labels, h, DECAY)
     (gradient,) = torch.autograd.grad(loss, z)
     torch.testing.assert_close(gradient, torch.zeros_like(h), atol=1e-5, rtol=0)
 

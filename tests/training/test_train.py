@@ -17,8 +17,10 @@ from bench.decoding.drafts.weights import read_draft, rewrite_card
 from bench.errors import UsageError
 from bench.training import train
 from bench.training.anchors import sample_anchors
-from bench.training.data import Batch
+from bench.training.data import Batch, _by_length
+from bench.training.states import KeptStates, TargetStates
 from bench.training.train import TrainConfig, Trainer
+from tests.decoding.known import tiny_model
 from tests.training import drafts
 from tests.training.drafts import METHODS, PREDICTABLE, RUNS
 
@@ -245,10 +247,10 @@ def test_a_killed_training_resumes_and_a_finished_one_is_left_alone(
     flags += ["--eval-every", "2", "--save-every", "2"]
     step = Trainer._step
 
-    def killed(trainer: Trainer, batch: Batch) -> dict[str, Any]:
+    def killed(trainer: Trainer, *batch: Any) -> dict[str, Any]:
         if trainer.progress.step == 5:
             raise KeyboardInterrupt
-        return step(trainer, batch)
+        return step(trainer, *batch)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", killed)
@@ -277,3 +279,63 @@ def test_out_of_memory_is_one_line(
     flags += ["--data", str(drafts.data(PREDICTABLE)), "--out", str(tmp_path)]
     assert train.main(flags) == 2
     assert capsys.readouterr().err.startswith("error: out of memory; give fewer --tokens than 5")
+
+
+def test_kept_states_are_those_of_the_target() -> None:
+    model = tiny_model(20, layers=2)
+    states = TargetStates(model)
+    states.tap(1)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(20, (10, 16), generator=generator)
+    each = 2 * 16 * 32 * 4  # bytes of a sequence
+    kept = KeptStates(states, 7 * each)
+    run: list[int] = []
+    model.base_model.register_forward_hook(
+        lambda _m, _a, kwargs, _o: run.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    for _ in range(2):
+        for rows in torch.randperm(10, generator=generator).split(5):
+            hidden, taps = kept(0, 10, rows, ids[rows])
+            counted = len(run)
+            plain, streams = states(ids[rows])
+            del run[counted:]
+            torch.testing.assert_close(hidden, plain)
+            torch.testing.assert_close(taps[1], streams[1])
+    assert sum(run) == 10 + 3, "three do not fit"
+
+
+def test_rows_end_with_the_last_answer() -> None:
+    ids = torch.arange(4 * 200).view(4, 200)
+    roles = torch.zeros(4, 200, dtype=torch.bool)
+    roles[0, 10:56] = roles[1, 10:57] = roles[2, 199] = roles[3, 5] = True
+    found = _by_length(Batch(ids, roles))
+    assert [tuple(batch.ids.shape) for batch in found] == [(2, 64), (1, 128), (1, 200)]
+    assert torch.equal(found[0].ids, ids[[0, 3], :64])
+    assert sum(int(batch.roles.sum()) for batch in found) == int(roles.sum())
+
+
+def test_the_first_tokens_of_answers_are_preferred() -> None:
+    roles = torch.zeros(64, 600, dtype=torch.bool)
+    roles[:, 40:300] = roles[:, 350:580] = True
+    generator = torch.Generator().manual_seed(0)
+    share = []
+    for from_start in (False, True):
+        anchors, _ = sample_anchors(roles, 4, 24, generator, from_start)
+        assert roles.gather(1, anchors + 1).all()
+        early = ((anchors >= 40) & (anchors < 168)) | ((anchors >= 350) & (anchors < 478))
+        share.append(float(early.float().mean()))
+    assert share[0] == pytest.approx(256 / 490, abs=0.04)
+    assert share[1] > share[0] + 0.15
+
+
+def test_every_loss_trains(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "depth_weights": "dpace",
+        "tv": 0.5,
+        "anchors_from_start": True,
+        "keep_states": 1.0,
+    }
+    Trainer(short(tmp_path, **options)).run()
+    assert (tmp_path / "medusa-0.safetensors").exists()
+    with pytest.raises(UsageError, match=r"--tv must lie in 0\.\.1"):
+        Trainer(short(tmp_path / "other", tv=2.0))

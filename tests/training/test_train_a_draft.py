@@ -15,7 +15,7 @@ from bench.questions import registry
 from bench.run import __main__ as run
 from bench.run import methods, preflight
 from bench.targets import registry as targets
-from bench.training import distill, train, trees
+from bench.training import distill, pack, train, trees
 from tests import harness
 from tests.qwen2 import save_qwen2
 from tests.test_readme import blocks
@@ -24,17 +24,23 @@ DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs/train-a-draft.m
 MODULES: dict[str, Any] = {
     "bench.training.distill": distill,
     "bench.training.train": train,
+    "bench.training.pack": pack,
     "bench.training.trees": trees,
     "bench.run": run,
 }
 # Flags behind the document's own, which they replace, so that a command takes seconds.
+CPU = ("--device", "cpu")
 SMALL = {
-    "bench.training.distill": ("--sequences", "24", "--length", "96", "--user-tokens", "12"),
-    "bench.training.train": ("--steps", "2", "--tokens", "768", "--anchors", "4"),
-    "bench.training.trees": ("--length", "256"),
+    "bench.training.distill": (
+        *("--sequences", "24", "--length", "96", "--user-tokens", "12"),
+        *CPU,
+    ),
+    "bench.training.train": ("--steps", "2", "--tokens", "768", "--anchors", "4", *CPU),
+    "bench.training.pack": (),
+    "bench.training.trees": ("--length", "256", *CPU),
     "bench.run": (
         *("--limit", "1", "--turns", "1", "--max-new-tokens", "8", "--repeats", "1"),
-        *("--no-report", "--out", "out"),
+        *("--no-report", "--out", "out", *CPU),
     ),
 }
 
@@ -50,7 +56,7 @@ def call(words: list[str]) -> int:
     python, dash_m, module, *argv = words
     assert (python, dash_m) == ("python", "-m")
     with harness.one_thread():
-        code: int = MODULES[module].main([*argv, *SMALL[module], "--device", "cpu"])
+        code: int = MODULES[module].main([*argv, *SMALL[module]])
     return code
 
 

@@ -27,6 +27,7 @@ from bench.training.distill import DistillConfig, distill, main
 from bench.training.given import table
 from bench.training.markers import MarkerGuard, closing_ids
 from bench.training.writer import Writer, WriterSettings, sequence_bytes
+from tests.decoding.known import tiny_model
 from tests.training.drafts import TEMPLATE, chat_target
 
 VOCAB, END = 64, 63
@@ -347,7 +348,7 @@ def test_every_prompt_is_asked_once_and_repeats_are_dropped(target: str, tmp_pat
     out = tmp_path / "out"
     distill(config(target, out, prompts=jsonl(tmp_path / "prompts.jsonl", rows), batch=2))
     card = card_of(out)
-    assert [shard["batch"] for shard in card["shards"]] == [2, 1]
+    assert [shard["batch"] for shard in card["shards"]] == [3], "one sequence answers two"
     assert card["sequences"] == 2
     assert card["dropped"] == {"duplicate": 1}
 
@@ -545,3 +546,37 @@ def test_a_conversation_of_fewer_turns_ends_with_its_own(model: LlamaForCausalLM
     given[:, 1] = -1
     alone = write(model, GIVEN, given[:, :1])
     assert all(torch.equal(a, b) for a, b in zip(write(model, GIVEN, given), alone, strict=True))
+
+
+def test_a_sequence_answers_one_prompt_after_another_as_if_each_stood_alone() -> None:
+    model = tiny_model(VOCAB, seed=2)
+    given, settings = two_turns()[:, :1], WriterSettings(batch=3, length=96, answer_tokens=12)
+    ids, roles = write(model, settings, given)
+    assert len(ids) > 6
+    check_greedy(model, ids, roles)
+    alone, marks = write(model, replace(settings, batch=12), given)
+    assert torch.equal(ids[:6], alone[:6])
+    assert torch.equal(roles[:6], marks[:6])
+
+
+def test_prompts_are_replaced_in_place(model: LlamaForCausalLM) -> None:
+    writer = Writer(model, CONVERSATION, WriterSettings(batch=3, length=160), torch.Generator())
+    given = two_turns()
+    writer.write(given)
+    after = writer.write(given[:3])
+    fresh = write(model, WriterSettings(batch=3, length=160), given[:3])
+    assert all(torch.equal(a, b) for a, b in zip(after, fresh, strict=True))
+
+
+def test_answers_are_cut_and_the_cut_is_no_answer(model: LlamaForCausalLM) -> None:
+    settings = replace(GIVEN, answer_tokens=5)
+    ids, roles = write(model, settings, two_turns())
+    check_greedy(model, ids, roles)
+    cut = 0
+    for row in range(len(ids)):
+        found = list(parts(ids[row].tolist(), roles[row].tolist()))
+        for kind, words, marks in found[:4]:
+            if kind == "answer":
+                assert len(words) <= 5
+                cut += marks == [1] * 5 + [0]
+    assert cut >= 12

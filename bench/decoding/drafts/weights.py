@@ -19,7 +19,10 @@ from bench.decoding.drafts.trainable import Draft
 from bench.errors import flat
 
 FORMAT = "chimera-bench-draft-1"
-SCALE = ":scale"  # suffix of the scales of an 8-bit matrix, one for each output channel
+SCALE = ":scale"  # suffix of a quantised matrix's scales: one a row at 8 bits, a group at 4
+BITS = (4, 8, 16)  # that matrices are saved in; 16: bfloat16
+GROUP = 32  # inputs that share a scale at 4 bits
+SHRUNK = 16  # scales tried for a group: the one that reaches its largest entry, and smaller ones
 VOCABULARY = "vocabulary"  # int32 [V], target ids, the most frequent in answers first
 
 
@@ -42,28 +45,71 @@ class SavedDraft:
     sha256: str
 
 
-def quantise(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 [m, n] and float32 scales [m, 1] with |matrix - int8 * scale| <= scale / 2."""
-    scale = matrix.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-    return (matrix / scale).round().clamp(-127, 127).to(torch.int8), scale
+def quantise(matrix: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """(integers, scales) of a float32 matrix [m, n], for `dequantise`.
+
+    8 bits: int8 [m, n] and float32 [m, 1], |matrix - int8 * scale| <= scale / 2.
+    4 bits: uint8 [m, n / 2], two columns a byte, and float16 [m, n / GROUP], the scales of least
+    squared error among SHRUNK. Takes n that GROUP divides.
+    """
+    if bits == 8:
+        scale = matrix.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
+        return (matrix / scale).round().clamp(-127, 127).to(torch.int8), scale
+    groups = matrix.view(len(matrix), -1, GROUP)
+    largest = groups.abs().amax(dim=2, keepdim=True).clamp(min=1e-6) / 7  # float16 holds it
+    best, least = largest, torch.full_like(largest, torch.inf)
+    for share in torch.linspace(1.0, 0.6, SHRUNK).tolist():
+        scale = (largest * share).half().float()
+        error = (_nearest(groups, scale) * scale - groups).square().sum(dim=2, keepdim=True)
+        best, least = torch.where(error < least, scale, best), error.minimum(least)
+    columns = (_nearest(groups, best) + 8).to(torch.uint8).view(matrix.shape)
+    return columns[:, ::2] | columns[:, 1::2] << 4, best.squeeze(2).half()
+
+
+def dequantise(integers: Tensor, scales: Tensor) -> Tensor:
+    """The float32 matrix [m, n] that `quantise` stored."""
+    if integers.dtype == torch.int8:
+        return integers.float() * scales
+    columns = torch.stack((integers & 15, integers >> 4), dim=2).float() - 8  # [m, n / 2, 2]
+    return (columns.view(*scales.shape, GROUP) * scales.float()[..., None]).flatten(1)
+
+
+def _nearest(x: Tensor, scale: Tensor) -> Tensor:
+    """x / scale in 4-bit integers."""
+    return (x / scale).round().clamp(-8, 7)
 
 
 def save_draft(
     path: Path, draft: Draft, vocabulary: Tensor, card: dict[str, Any], bits: int
 ) -> None:
-    """Write `draft` as safetensors, matrices in 8 bits or bfloat16, and its card as JSON."""
+    """Write `draft` as safetensors, matrices in `bits` of BITS, and its card as JSON. Matrices
+    whose rows GROUP does not divide have 8 bits instead of 4."""
+    state = {name: value.detach().float().cpu() for name, value in draft.state_dict().items()}
+    card = {**card, "config": draft.config.to_dict(), "format": FORMAT}
+    card["parameters"] = sum(p.numel() for p in draft.parameters())
+    _save(path, state, vocabulary, card, bits)
+
+
+def requantise(path: Path, out: Path, bits: int) -> None:
+    """Write the draft in `path` to `out` with matrices in `bits`."""
+    saved = read_draft(path)
+    _save(out, saved.state, saved.vocabulary, saved.card, bits)
+
+
+def _save(
+    path: Path, state: dict[str, Tensor], vocabulary: Tensor, card: dict[str, Any], bits: int
+) -> None:
+    """`state` holds float32 tensors."""
     tensors: dict[str, Tensor] = {VOCABULARY: vocabulary.to(torch.int32)}
-    for name, tensor in draft.state_dict().items():
-        value = tensor.detach().float().cpu()
+    for name, value in state.items():
         if value.dim() < 2:
             tensors[name] = value
-        elif bits == 8:
-            tensors[name], tensors[name + SCALE] = quantise(value)
-        else:
+        elif bits == 16:
             tensors[name] = value.to(torch.bfloat16)
-    card = {**card, "bits": bits, "config": draft.config.to_dict(), "format": FORMAT}
-    card["parameters"] = sum(p.numel() for p in draft.parameters())
-    _write(path, tensors, card)
+        else:
+            fits = bits if value.shape[1] % GROUP == 0 else 8
+            tensors[name], tensors[name + SCALE] = quantise(value, fits)
+    _write(path, tensors, {**card, "bits": bits})
 
 
 def rewrite_card(path: Path, changes: dict[str, Any]) -> None:
@@ -102,7 +148,7 @@ def read_draft(path: Path) -> SavedDraft:
     vocabulary = tensors.pop(VOCABULARY).long()
     scales = {name: tensors.pop(name) for name in list(tensors) if name.endswith(SCALE)}
     state = {
-        name: value.float() * scales[name + SCALE] if name + SCALE in scales else value.float()
+        name: dequantise(value, scales[name + SCALE]) if name + SCALE in scales else value.float()
         for name, value in tensors.items()
     }
     return SavedDraft(card["config"], card, state, vocabulary, files.sha256_of_file(path))

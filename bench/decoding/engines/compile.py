@@ -1,5 +1,5 @@
-"""Engine `compile`: a Llama layer in six to nine kernels, draft code without custom kernels through
-torch.compile, all in CUDA graphs.
+"""Engine `compile`: a layer of a Llama-like model in six to nine kernels, draft code without custom
+kernels through torch.compile, all in CUDA graphs.
 
 One row, or a few rows with small matrices, run a layer as [norm, q k v] -> [rotate, write to the
 cache, attend] -> [combine] -> [o, add] -> [norm, gate and up, SwiGLU] -> [down, add]; a few rows
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from bench.decoding.engines import forms, layers, ops, shapes
 from bench.decoding.engines.buffers import StaticBuffers
 from bench.decoding.engines.graph import GraphTarget
+from bench.decoding.engines.layers import Layer
 from bench.decoding.target import Function, Step
 
 # Relative error of a product, one rounding of the norm, the result and the residual each
@@ -76,8 +77,8 @@ class CompiledTarget(GraphTarget):
         for k, (layer, cached) in enumerate(
             zip(self._layers, self.cache.layers, strict=True), start=1
         ):
-            x, qkv = self._project(x, change, layer.attention_norm, layer.qkv)
-            attended = self._attend(qkv, cached.keys[0], cached.values[0], buffers)
+            x, qkv = self._project(x, change, layer.attention_norm, layer.qkv, bias=layer.qkv_bias)
+            attended = self._attend(qkv, layer, cached.keys[0], cached.values[0], buffers)
             x, change = self._add(x, attended, layer.o)
             x, inner = self._project(x, change, layer.feed_forward_norm, layer.gate_up, gated=True)
             x, change = self._add(x, inner, layer.down)
@@ -92,10 +93,13 @@ class CompiledTarget(GraphTarget):
     def _begin(self, buffers: StaticBuffers) -> None:
         """What a forward's layers share is made here."""
 
-    def _attend(self, qkv: Tensor, keys: Tensor, values: Tensor, buffers: StaticBuffers) -> Tensor:
+    def _attend(
+        self, qkv: Tensor, layer: Layer, keys: Tensor, values: Tensor, buffers: StaticBuffers
+    ) -> Tensor:
         """[w, H D] from qkv [w, (H + 2G) D], a layer's keys and values [G, rows, D]."""
         tree = (buffers.depths, self.length, buffers.visible)
-        return ops.attend_rotated(qkv, self._heads, keys, values, *self._rotation, *tree)
+        cached = (keys, values, *self._rotation)
+        return ops.attend_rotated(qkv, self._heads, layer.head_norms, *cached, *tree)
 
     def _whole(self, rows: int, weight: Tensor) -> bool:
         """Whether one kernel takes the product with norm and residual."""
@@ -120,16 +124,18 @@ class CompiledTarget(GraphTarget):
             return x.to(self.dtype)
 
         x = normal(self.hidden_size)
-        for name, weight, norm, gated in (
-            ("q, k and v", layer.qkv, layer.attention_norm, False),
-            ("gate and up", layer.gate_up, layer.feed_forward_norm, True),
+        for name, weight, norm, gated, bias in (
+            ("q, k and v", layer.qkv, layer.attention_norm, False, layer.qkv_bias),
+            ("gate and up", layer.gate_up, layer.feed_forward_norm, True, None),
         ):
             normed = F.rms_norm(x.double(), x.shape[-1:], norm.double(), self._eps)
             expected = normed @ weight.double().t()
             if gated:
                 gate, up = expected.chunk(2, dim=-1)
                 expected = F.silu(gate) * up
-            yield name, self._project(x, None, norm, weight, gated)[1], expected
+            if bias is not None:
+                expected += bias.double()
+            yield name, self._project(x, None, norm, weight, gated, bias)[1], expected
         for name, weight in (("o", layer.o), ("down", layer.down)):
             inner = normal(weight.shape[1])
             total, change = self._add(x, inner, weight)
@@ -139,13 +145,20 @@ class CompiledTarget(GraphTarget):
         yield "the head", logits, x.double() @ head.double().t()
 
     def _project(
-        self, x: Tensor, change: Tensor | None, norm: Tensor, weight: Tensor, gated: bool = False
+        self,
+        x: Tensor,
+        change: Tensor | None,
+        norm: Tensor,
+        weight: Tensor,
+        gated: bool = False,
+        bias: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(x + change, weight norm(x + change)), the latter gated if asked."""
+        """(x + change, weight norm(x + change) + bias), the latter gated if asked."""
+        how: dict[str, Any] = {"halves": gated, "bias": bias, "fixed": self.exact}
         if change is None and self._whole(x.shape[0], weight):
-            return x, ops.linear(x, weight, norm, self._eps, halves=gated, fixed=self.exact)
+            return x, ops.linear(x, weight, norm, self._eps, **how)
         x, normed = ops.add_norm(x, change, norm, self._eps)
-        return x, ops.linear(normed, weight, halves=gated, fixed=self.exact)
+        return x, ops.linear(normed, weight, **how)
 
     def _add(self, x: Tensor, inner: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
         """x and what is still to be added to it [P, w, d], or their sum and None."""

@@ -1,5 +1,5 @@
-"""Engine `compile` on a CPU: a Llama's tree forward in some twenty calls a layer, with packed
-matrices.
+"""Engine `compile` on a CPU: a Llama-like model's tree forward in some twenty calls a layer, with
+packed matrices.
 
 Between products, transformers' modules spend as long on dispatch, norms, rotary positions and masks
 as one row's products take. Here projections that read the same input are one product, all heads
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.decoding.engines import forms, layers, packed
+from bench.decoding.engines import forms, layers, ops, packed
 from bench.decoding.engines.eager import EagerTarget
+from bench.decoding.engines.layers import HeadNorms
 from bench.decoding.engines.packed import PackedProduct, Product
 from bench.decoding.target import Step
 from bench.decoding.tree import TokenTree, Topology
@@ -31,11 +32,12 @@ SURELY = 0.97  # of the other's time
 class _Layer:
     """One layer's products and norms."""
 
-    def __init__(self, module: Any, product: Callable[[Tensor], Product]) -> None:
+    def __init__(self, module: Any, product: Callable[..., Product]) -> None:
         weights = layers.layer(module)
         self.attention_norm = weights.attention_norm
+        self.head_norms = weights.head_norms
         self.feed_forward_norm = weights.feed_forward_norm
-        self.qkv, self.o = product(weights.qkv), product(weights.o)
+        self.qkv, self.o = product(weights.qkv, weights.qkv_bias), product(weights.o)
         self.gate_up, self.down = product(weights.gate_up), product(weights.down)
 
 
@@ -62,8 +64,8 @@ class CpuTarget(EagerTarget):
     def unavailable(cls, model: Any) -> str | None:
         return forms.unsupported(model.config, cls.engine)
 
-    def product(self, weight: Tensor) -> Product:
-        return (PackedProduct if self._packs else Product)(weight)
+    def product(self, weight: Tensor, bias: Tensor | None = None) -> Product:
+        return (PackedProduct if self._packs else Product)(weight, bias)
 
     def prepare(self, module: nn.Module) -> None:
         if self._packs:
@@ -113,7 +115,7 @@ class CpuTarget(EagerTarget):
         rows = self.cache.rows[:, :, :, :, : self.cache.live]
         for k, (layer, cached) in enumerate(zip(self._layers, rows.unbind(), strict=True), 1):
             normed = F.rms_norm(x, self._norm_shape, layer.attention_norm, self._eps)
-            attended = self._attend(layer.qkv(normed), turn, cached, mask)
+            attended = self._attend(layer.qkv(normed), layer.head_norms, turn, cached, mask)
             x = layer.o.added(attended, x)
             normed = F.rms_norm(x, self._norm_shape, layer.feed_forward_norm, self._eps)
             gate, up = layer.gate_up(normed).chunk(2, dim=-1)
@@ -126,12 +128,18 @@ class CpuTarget(EagerTarget):
         return Step(logits, hidden[: len(ids)], taps)
 
     def _attend(
-        self, qkv: Tensor, turn: tuple[Tensor, Tensor], cached: Tensor, mask: Tensor | None
+        self,
+        qkv: Tensor,
+        norms: HeadNorms | None,
+        turn: tuple[Tensor, Tensor],
+        cached: Tensor,
+        mask: Tensor | None,
     ) -> Tensor:
         """Attention of a tree's nodes, whose keys and values are written to the cache.
 
         Args:
             qkv: [n, (H + 2G) D], n at least w.
+            norms: of every head's query and key, or None.
             turn: cos and sin, each [w, 1, D].
             cached: a layer's live keys and values, [2, 1, G, rows, D].
             mask: [1, 1, H / G w, rows], or None where everything is seen.
@@ -144,6 +152,9 @@ class CpuTarget(EagerTarget):
         shared, kv_heads = self._shared, cached.shape[2]
         vectors = qkv.view(n, -1, size)[:w]
         turned, v = vectors[:, :-kv_heads], vectors[:, -kv_heads:]
+        if norms is not None:
+            q, k = ops.normed_heads(turned[:, : self._heads], turned[:, self._heads :], norms)
+            turned = torch.cat((q, k), dim=1)
         turned = torch.addcmul(turned * cos, turned.roll(size // 2, dims=-1), sin)
         q, k = turned[:, : self._heads], turned[:, self._heads :]
         start = self.cache.length

@@ -21,6 +21,7 @@ from torch import Tensor
 from bench.decoding.engines import forms, invariant, shapes
 from bench.decoding.engines.buffers import StaticBuffers
 from bench.decoding.engines.compile import CompiledTarget
+from bench.decoding.engines.layers import Layer
 
 
 class ExactTarget(CompiledTarget):
@@ -43,9 +44,12 @@ class ExactTarget(CompiledTarget):
             self._tables[w] = torch.zeros(w, w, dtype=torch.int32, device=self.device)
         invariant.ancestors(buffers.visible, buffers.depths, self._tables[w])
 
-    def _attend(self, qkv: Tensor, keys: Tensor, values: Tensor, buffers: StaticBuffers) -> Tensor:
+    def _attend(
+        self, qkv: Tensor, layer: Layer, keys: Tensor, values: Tensor, buffers: StaticBuffers
+    ) -> Tensor:
         tree = (buffers.depths, self.length)
-        q = invariant.rotate(qkv, self._heads, keys, values, *self._rotation, *tree)
+        cached = (keys, values, *self._rotation)
+        q = invariant.rotate(qkv, self._heads, layer.head_norms, *cached, *tree)
         table = self._tables[buffers.width]
         return invariant.attend_in_order(q, keys, values, buffers.depths, table, self.length)
 

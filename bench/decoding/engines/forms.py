@@ -14,6 +14,7 @@ from bench.decoding.engines.shapes import TILE
 
 PLAIN = ("eager", "graph")  # run the model's own modules
 FUSED = (*PLAIN, "compile")
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3")  # `layers.layer` reads their weights
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,14 @@ def _rotary_kinds(config: Any) -> Iterator[str]:
             yield str(place.get("rope_type", place.get("type", "default")))
 
 
-def _not_llama(config: Any) -> bool:
-    return bool(config.model_type != "llama")
+def _not_llama_like(config: Any) -> bool:
+    return config.model_type not in LLAMA_LIKE
+
+
+def _rotates_part(config: Any) -> bool:
+    """Rotary positions on some of a head's numbers alone."""
+    found = getattr(config, "rope_parameters", None) or {}
+    return bool(found.get("partial_rotary_factor", 1.0) != 1.0)
 
 
 def _quantised(config: Any) -> bool:
@@ -89,7 +96,8 @@ def _quantised(config: Any) -> bool:
 
 
 def _biased(config: Any) -> bool:
-    return bool(config.attention_bias or config.mlp_bias)
+    """Elsewhere than on q, k and v alone, where Qwen2 has them whatever its config says."""
+    return any(getattr(config, name, False) for name in ("attention_bias", "mlp_bias"))
 
 
 def _not_silu(config: Any) -> bool:
@@ -110,10 +118,11 @@ FORMS = (
     Form("latent attention (MLA)", _latent),
     Form("ALiBi (positions as a bias of attention)", _alibi),
     Form("longrope (rotary positions that depend on the length)", _rotary("longrope")),
-    Form("a model other than Llama", _not_llama, PLAIN),
-    Form("a Llama with quantised weights", _quantised, PLAIN),
-    Form("a Llama with biases", _biased, PLAIN),
-    Form("a Llama with another activation than SiLU", _not_silu, PLAIN),
+    Form("a model other than Llama, Mistral, Qwen2 and Qwen3", _not_llama_like, PLAIN),
+    Form("a model with quantised weights", _quantised, PLAIN),
+    Form("a model with biases of other projections than q, k and v", _biased, PLAIN),
+    Form("another activation than SiLU", _not_silu, PLAIN),
     Form("dynamic rotary positions", _rotary("dynamic"), PLAIN),
+    Form("rotary positions on a part of each head", _rotates_part, PLAIN),
     Form(f"more than {TILE} query heads for a key head", _widely_shared, FUSED),
 )

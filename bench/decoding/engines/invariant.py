@@ -8,12 +8,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.decoding.engines import ops
+from bench.decoding.engines.layers import HeadNorms
 from bench.decoding.engines.shapes import PART, TILE
 
 
 def rotate(
     qkv: Tensor,
     heads: int,
+    norms: HeadNorms | None,
     keys: Tensor,
     values: Tensor,
     cos: Tensor,
@@ -21,7 +23,7 @@ def rotate(
     depths: Tensor,
     length: Tensor,
 ) -> Tensor:
-    """Rotate a tree's queries and keys; write its keys and values to the cache.
+    """Norm a tree's queries and keys if asked, rotate them; write its keys and values to the cache.
 
     Args:
         as `attend_rotated` takes them; the queries of `qkv` may be overwritten.
@@ -34,9 +36,10 @@ def rotate(
     if ops.on_gpu(qkv):
         from bench.decoding.engines import kernels
 
-        kernels.rotate(qkv, heads, keys, values, cos, sin, depths, length)
+        kernels.rotate(qkv, heads, norms, keys, values, cos, sin, depths, length)
         return vectors[:, :heads]
     q, k, v = torch.split(vectors, [heads, kv_heads, kv_heads], dim=1)
+    q, k = ops.normed_heads(q, k, norms)
     turn = tuple(table[length + depths][:, None] for table in (cos, sin))
     q, k = (ops.rotated(x, *turn) for x in (q, k))
     rows = length + torch.arange(w, device=qkv.device)

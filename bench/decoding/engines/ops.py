@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.decoding.engines.layers import HeadNorms
 from bench.decoding.engines.shapes import TILE, multiplies
 
 
@@ -48,7 +49,8 @@ def linear(
         out = _in_tiles(x, weight)
         out = _swiglu(out) if halves else out
     else:
-        out = gated(x, weight) if halves else F.linear(x, weight)
+        out = gated(x, weight) if halves else F.linear(x, weight, bias)
+        bias = None if not halves else bias
     out = out if bias is None else out + bias
     out = F.silu(out) if silu else out
     out = out if residual is None else out + residual
@@ -139,6 +141,7 @@ def attend(
 def attend_rotated(
     qkv: Tensor,
     heads: int,
+    norms: HeadNorms | None,
     keys: Tensor,
     values: Tensor,
     cos: Tensor,
@@ -147,11 +150,13 @@ def attend_rotated(
     length: Tensor,
     visible: Tensor,
 ) -> Tensor:
-    """Rotate the tree's queries and keys, write its keys and values to the cache, attend.
+    """Norm the tree's queries and keys if asked, rotate them, write its keys and values to the
+    cache, attend.
 
     Args:
         qkv: [w, (H + 2G) D], a projection's output.
         heads: H.
+        norms: of every head's query and key, or None.
         keys, values: [G, rows, D], written at rows `length` .. `length + w - 1`.
         cos, sin: [positions, D / 2].
         depths: int64 [w]; a node's position is `length` plus its depth.
@@ -164,9 +169,11 @@ def attend_rotated(
     if on_gpu(qkv) and _fits(keys.shape[-1]):
         from bench.decoding.engines import kernels
 
-        return kernels.attend_rotated(qkv, heads, keys, values, cos, sin, depths, length, visible)
+        places = (cos, sin, depths, length, visible)
+        return kernels.attend_rotated(qkv, heads, norms, keys, values, *places)
     w, size, kv_heads = qkv.shape[0], keys.shape[-1], keys.shape[0]
     q, k, v = torch.split(qkv.view(w, -1, size), [heads, kv_heads, kv_heads], dim=1)
+    q, k = normed_heads(q, k, norms)
     turn = tuple(table[length + depths][:, None] for table in (cos, sin))
     q, k = (rotated(x, *turn) for x in (q, k))
     rows = length + torch.arange(w, device=qkv.device)
@@ -327,6 +334,14 @@ def on_gpu(x: Tensor) -> bool:
 def _fits(size: int) -> bool:
     """Whether the kernels take heads of this size."""
     return size in (32, 64, 128, 256)
+
+
+def normed_heads(q: Tensor, k: Tensor, norms: HeadNorms | None) -> tuple[Tensor, Tensor]:
+    """(q, k) with every head normed, each [w, heads, D]."""
+    if norms is None:
+        return q, k
+    size = q.shape[-1:]
+    return F.rms_norm(q, size, norms.q, norms.eps), F.rms_norm(k, size, norms.k, norms.eps)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

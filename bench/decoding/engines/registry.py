@@ -16,4 +16,4 @@ CLASSES = MappingProxyType(
 # where an engine has a form of its own without a GPU
 ON_CPU = MappingProxyType({"compile": "bench.decoding.engines.cpu:CpuTarget"})
 ENGINES = tuple(CLASSES)  # in the order of every table
-EAGER = ENGINES[0]  # runs any model; where another engine cannot run, rows fall back to it
+EAGER, GRAPH = ENGINES[:2]  # where another engine cannot run, rows fall back to graph, then eager

@@ -9,6 +9,8 @@ if TYPE_CHECKING:  # so that settings may read what engines take without torch
 
 FEW = 64  # rows that our products take; more go to the library
 WIDE = 2560  # columns that a program holds at once
+SHORT = 896  # columns from which streaming a large matrix beats the library
+MEDIUM = 2**24  # numbers of a matrix whose rows programs hold whole, however long they are
 PART = 64  # positions that attention sums at a time where the order must not depend on the width
 TILE = 16  # rows of every tile where sums must not depend on the number of rows
 
@@ -20,10 +22,11 @@ def small(weight: Tensor) -> bool:
 
 def whole(rows: int, weight: Tensor) -> bool:
     """Whether one kernel takes such a product with norm and residual: a few rows of a small matrix
-    [N, K], or one row where K falls into equal tiles. Otherwise the norm comes before and the
-    residual behind."""
+    [N, K], or one row where K falls into equal tiles or the matrix is of medium size. Otherwise the
+    norm comes before and the residual behind."""
     K = weight.shape[1]
-    return (rows <= FEW and small(weight)) or (rows == 1 and (K <= WIDE or K & (K - 1) == 0))
+    alone = K <= WIDE or K & (K - 1) == 0 or weight.numel() <= MEDIUM
+    return (rows <= FEW and small(weight)) or (rows == 1 and alone)
 
 
 def whole_tile(itemsize: int, weight: Tensor) -> bool:
@@ -36,11 +39,12 @@ def whole_tile(itemsize: int, weight: Tensor) -> bool:
 
 def multiplies(rows: int, itemsize: int, weight: Tensor) -> bool:
     """Whether our kernels take the product: one row, or a few in half precision; many outputs of a
-    short K are left to the library, which is as fast there.
+    K that is short or does not split into tiles are left to the library, which is as fast there.
 
     itemsize: bytes of a number.
     """
     K = weight.shape[1]
     if itemsize > 2:
         return rows == 1 and whole(1, weight)
-    return rows == 1 or (rows <= FEW and (small(weight) or K > WIDE))
+    streams = K > WIDE or (K >= SHORT and K % 128 == 0)
+    return rows == 1 or (rows <= FEW and (small(weight) or streams))

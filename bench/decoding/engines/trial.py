@@ -1,4 +1,4 @@
-"""A target on an engine: made, tried against plain forwards, or replaced by `eager`."""
+"""A target on an engine: made, tried against plain forwards, or replaced by a simpler one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.decoding.engines import forms
 from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.engines.graph import WIDTHS
-from bench.decoding.engines.registry import CLASSES, EAGER, ON_CPU
+from bench.decoding.engines.registry import CLASSES, EAGER, GRAPH, ON_CPU
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
 
@@ -29,16 +30,39 @@ NEAR = {torch.float32: 1e-4, torch.bfloat16: 0.02, torch.float16: 0.01}
 
 
 def make(model: Any, name: str, engine: str) -> tuple[TargetModel, str | None]:
-    """(target on `engine`, None), or (target on `eager`, why `engine` cannot run here)."""
-    kind = load(engine, model.device.type)
-    reason = kind.unavailable(model)
+    """(target on `engine`, None), or (target on `graph` or else on `eager`, why those before it
+    cannot run here)."""
+    reasons: list[str] = []
+    for tried in dict.fromkeys((engine, GRAPH, EAGER)):
+        if tried == EAGER:
+            break
+        kind = load(tried, model.device.type)
+        made = kind.unavailable(model) or _tried(kind, model, name)
+        if not isinstance(made, str):
+            return made, "; ".join(reasons) or None
+        reasons.append(f"{tried} cannot run here: {made}")
+    return EagerTarget(model, name), "; ".join(reasons) or None
+
+
+def beside(target: TargetModel, model: Any, name: str) -> TargetModel:
+    """Another model on the engine of `target`, tried as that was. ValueError, one line, where it
+    cannot run there."""
+    made = forms.unsupported(model.config, target.engine) or _tried(type(target), model, name)
+    if isinstance(made, str):
+        raise ValueError(
+            f"{name} cannot run on engine {target.engine}: {made}; choose another --engine or draft"
+        )
+    return made
+
+
+def _tried(kind: type[TargetModel], model: Any, name: str) -> TargetModel | str:
+    """The target after its trial, or why it failed it."""
+    target = kind(model, name)
+    reason = None if kind.engine == EAGER else trial(target, *_extent(target))
     if reason is None:
-        target = kind(model, name)
-        reason = None if engine == EAGER else trial(target, *_extent(target))
-        if reason is None:
-            target.choose_root_width()
-            return target, None
-    return EagerTarget(model, name), f"{engine} cannot run here: {reason}"
+        target.choose_root_width()
+        return target
+    return reason
 
 
 def _extent(target: TargetModel) -> tuple[Sequence[int], Sequence[int]]:

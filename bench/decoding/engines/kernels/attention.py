@@ -7,7 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from bench.decoding.engines.kernels import tiles
 from bench.decoding.engines.kernels.common import chained, follow
+from bench.decoding.engines.layers import HeadNorms
 
 
 @triton.jit
@@ -15,6 +17,16 @@ def _load_half(base, row, here, half: tl.constexpr, HALF: tl.constexpr):
     """[rows, HALF]: the first or second half of vectors at `base + row`."""
     d = tl.arange(0, HALF) + half * HALF
     return tl.load(base + row[:, None] + d[None, :], mask=here[:, None], other=0.0)
+
+
+@triton.jit
+def _normed(a, b, norm, eps, HALF: tl.constexpr):
+    """RMS norm with `norm` [2 HALF] of vectors whose halves are a and b, in float32."""
+    d = tl.arange(0, HALF)
+    x, y = a.to(tl.float32), b.to(tl.float32)
+    inverse = tl.rsqrt((tl.sum(x * x, axis=1) + tl.sum(y * y, axis=1)) / (2 * HALF) + eps)[:, None]
+    first, second = tl.load(norm + d).to(tl.float32), tl.load(norm + HALF + d).to(tl.float32)
+    return (x * inverse * first[None, :]).to(a.dtype), (y * inverse * second[None, :]).to(a.dtype)
 
 
 @triton.jit
@@ -56,6 +68,8 @@ def _attend(
     values,
     fresh_k,
     fresh_v,
+    q_norm,
+    k_norm,
     cos,
     sin,
     depths,
@@ -67,6 +81,7 @@ def _attend(
     nodes,
     fresh,
     scale,
+    eps,
     q_stride,
     fresh_stride,
     cache_stride,
@@ -77,6 +92,7 @@ def _attend(
     LEAST: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    NORM: tl.constexpr,
     ROTATE: tl.constexpr,
     CONTEXT: tl.constexpr,
     CHAINED: tl.constexpr,
@@ -85,8 +101,8 @@ def _attend(
 
     Parts 0 .. SPLITS-1 share the committed rows, which every query sees, as few as have LEAST rows
     each; the last part is the tree itself, under its mask. With ROTATE queries and fresh keys come
-    unrotated from the projection, and the fresh keys and values are written to the cache here;
-    otherwise they lie there.
+    unrotated from the projection, before their norms where there are any (NORM), and the fresh keys
+    and values are written to the cache here; otherwise they lie there.
     """
     split, head, tile = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     D: tl.constexpr = 2 * HALF
@@ -98,6 +114,8 @@ def _attend(
     length = tl.load(length_at).to(tl.int32)
     qa = _load_half(q, node * q_stride + own * D, here, 0, HALF)
     qb = _load_half(q, node * q_stride + own * D, here, 1, HALF)
+    if NORM:
+        qa, qb = _normed(qa, qb, q_norm, eps, HALF)
     if ROTATE:
         turn = length + tl.load(depths + node, mask=here, other=0).to(tl.int32)
         qa, qb = _turn(qa, qb, cos, sin, turn, here, HALF)
@@ -131,6 +149,8 @@ def _attend(
                 base = j * fresh_stride + head * D
                 ka = _load_half(fresh_k, base, live, 0, HALF)
                 kb = _load_half(fresh_k, base, live, 1, HALF)
+                if NORM:
+                    ka, kb = _normed(ka, kb, k_norm, eps, HALF)
                 shift = length + tl.load(depths + j, mask=live, other=0).to(tl.int32)
                 ka, kb = _turn(ka, kb, cos, sin, shift, live, HALF)
                 v = tl.load(fresh_v + base[:, None] + d[None, :], mask=live[:, None], other=0.0)
@@ -274,7 +294,7 @@ def attend(
     """Keys and values of the tree lie in the cache behind the committed rows."""
     n, heads, size = q.shape
     return _attention(
-        q, q.stride(0), keys, values, q, q, 0, None, None, length, length, visible,
+        q, q.stride(0), keys, values, q, q, 0, None, None, None, length, length, visible,
         heads, context, scale,
     ).view(n, heads, size)  # fmt: skip
 
@@ -282,6 +302,7 @@ def attend(
 def attend_rotated(
     qkv: Tensor,
     heads: int,
+    norms: HeadNorms | None,
     keys: Tensor,
     values: Tensor,
     cos: Tensor,
@@ -295,8 +316,8 @@ def attend_rotated(
     fresh_v = qkv[:, (heads + kv_heads) * size :]
     stride = qkv.stride(0)
     return _attention(
-        qkv, stride, keys, values, fresh_k, fresh_v, stride, cos, sin, depths, length, visible,
-        heads, True,
+        qkv, stride, keys, values, fresh_k, fresh_v, stride, norms, cos, sin, depths, length,
+        visible, heads, True,
     )  # fmt: skip
 
 
@@ -308,6 +329,7 @@ def _attention(
     fresh_k: Tensor,
     fresh_v: Tensor,
     fresh_stride: int,
+    norms: HeadNorms | None,
     cos: Tensor | None,
     sin: Tensor | None,
     depths: Tensor,
@@ -321,9 +343,8 @@ def _attention(
     kv_heads, _, size = keys.shape
     group = heads // kv_heads
     queries = nodes * group
-    bm, bn, splits, least, warps, stages = _attention_tile(
-        queries, kv_heads, size, q.element_size()
-    )
+    tile = tiles.attention(queries, kv_heads, size, q.element_size())
+    bm, bn, splits, least, warps, stages = tile
     options = {"dtype": torch.float32, "device": q.device}
     partial = torch.empty(splits + 1, nodes * heads, size, **options)  # type: ignore[call-overload]
     peaks, sums = (torch.empty(splits + 1, nodes * heads, **options) for _ in range(2))  # type: ignore[call-overload]
@@ -334,6 +355,8 @@ def _attention(
         values,
         fresh_k,
         fresh_v,
+        q if norms is None else norms.q,
+        q if norms is None else norms.k,
         q if cos is None else cos,
         q if sin is None else sin,
         depths,
@@ -345,6 +368,7 @@ def _attention(
         nodes,
         fresh,
         size**-0.5 if scale is None else scale,
+        0.0 if norms is None else norms.eps,
         q_stride,
         fresh_stride,
         keys.stride(0),
@@ -353,6 +377,7 @@ def _attention(
         HALF=size // 2,
         BM=bm,
         BN=bn,
+        NORM=norms is not None,
         ROTATE=cos is not None,
         num_warps=warps,
         num_stages=stages,
@@ -365,16 +390,3 @@ def _attention(
     slots = triton.next_power_of_2(splits + 1)
     _combine[grid](*arguments, D=size, SLOTS=slots, num_warps=1, **parts, **chained(q))
     return out
-
-
-def _attention_tile(
-    queries: int, kv_heads: int, size: int, itemsize: int
-) -> tuple[int, int, int, int, int, int]:
-    """(queries, keys, parts of the context at most, least rows of a part, warps, stages) of a
-    program: enough programs to fill the chip, no more parts than help at a few hundred rows."""
-    bm = 16 if queries <= 16 else 32 if queries <= 32 else 64
-    bn = 64 if bm == 64 and size <= 64 else 32
-    programs = kv_heads * triton.cdiv(queries, bm) * max(bm // 32, 1)
-    splits = 1 << (min(max(288 // programs, 1), 32).bit_length() - 1)
-    splits -= splits > 8  # many parts and the tree's are a power of two
-    return bm, bn, splits, bn, 4, 3 if size * itemsize <= 256 else 2

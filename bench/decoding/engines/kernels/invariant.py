@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bench.decoding.engines.kernels.common import chained, follow
+from bench.decoding.engines.layers import HeadNorms
 from bench.decoding.engines.shapes import PART, TILE
 
 PROGRAMS = 32  # programs that share a head's parts
@@ -24,6 +25,8 @@ SLOTS = 16  # parts that are merged at once
 @triton.jit
 def _rotate(
     qkv,
+    q_norm,
+    k_norm,
     keys,
     values,
     cos,
@@ -32,13 +35,15 @@ def _rotate(
     length_at,
     stride,
     cache_stride,
+    eps,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    NORM: tl.constexpr,
     CHAINED: tl.constexpr,
 ):
     """One vector of one node: queries are rotated in place, keys rotated into the cache, values
-    copied into it."""
+    copied into it; queries and keys after their norms where there are any (NORM)."""
     follow(CHAINED)
     node, head = tl.program_id(0), tl.program_id(1)
     d = tl.arange(0, HALF)
@@ -49,6 +54,16 @@ def _rotate(
     if head >= HEADS + KV_HEADS:
         goal = values + (head - HEADS - KV_HEADS) * cache_stride + row
     else:
+        if NORM:
+            x, y = a.to(tl.float32), b.to(tl.float32)
+            squares = tl.sum(x * x, axis=0) + tl.sum(y * y, axis=0)
+            inverse = tl.rsqrt(squares / (2 * HALF) + eps)
+            norm = k_norm if head >= HEADS else q_norm
+            first, second = (
+                tl.load(norm + d).to(tl.float32),
+                tl.load(norm + HALF + d).to(tl.float32),
+            )
+            a, b = (x * inverse * first).to(a.dtype), (y * inverse * second).to(a.dtype)
         turn = (length + tl.load(depths + node).to(tl.int32)) * HALF + d
         c, s = tl.load(cos + turn).to(tl.float32), tl.load(sin + turn).to(tl.float32)
         x, y = a.to(tl.float32), b.to(tl.float32)
@@ -180,6 +195,7 @@ def _merge_parts(
 def rotate(
     qkv: Tensor,
     heads: int,
+    norms: HeadNorms | None,
     keys: Tensor,
     values: Tensor,
     cos: Tensor,
@@ -190,6 +206,8 @@ def rotate(
     kv_heads, _, size = keys.shape
     _rotate[(qkv.shape[0], heads + 2 * kv_heads)](
         qkv,
+        qkv if norms is None else norms.q,
+        qkv if norms is None else norms.k,
         keys,
         values,
         cos,
@@ -198,9 +216,11 @@ def rotate(
         length,
         qkv.stride(0),
         keys.stride(0),
+        0.0 if norms is None else norms.eps,
         HEADS=heads,
         KV_HEADS=kv_heads,
         HALF=size // 2,
+        NORM=norms is not None,
         num_warps=1,
         **chained(qkv),
     )

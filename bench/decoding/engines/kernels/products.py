@@ -8,8 +8,23 @@ import triton.language as tl
 from torch import Tensor
 
 from bench.decoding.engines import shapes
+from bench.decoding.engines.kernels import tiles
 from bench.decoding.engines.kernels.common import chained, finish, follow, rounded, swiglu
 from bench.decoding.engines.kernels.stream import stream
+
+
+@triton.jit
+def _columns(base, rows, inside, start, K: tl.constexpr, BK: tl.constexpr):
+    """[rows, BK] of a matrix [.., K] from column `start` on."""
+    k = start + tl.arange(0, BK)
+    return tl.load(base + rows + k[None, :], mask=inside[:, None] & (k < K)[None, :], other=0.0)
+
+
+@triton.jit
+def _entries(base, start, K: tl.constexpr, BK: tl.constexpr):
+    """[BK] of a vector [K] from `start` on, in float32."""
+    k = start + tl.arange(0, BK)
+    return tl.load(base + k, mask=k < K, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -33,43 +48,54 @@ def _vector(
     AFFINE: tl.constexpr,
     BN: tl.constexpr,
     BK: tl.constexpr,
+    REST: tl.constexpr,
     CHAINED: tl.constexpr,
 ):
-    """One row: out[n] = sum_k norm(x)[k] weight[n, k], BN weight rows a program, read once."""
+    """One row: out[n] = sum_k norm(x)[k] weight[n, k], BN weight rows a program, read once: BK
+    columns at a time and REST of what is left, all in flight before the kernel before has ended."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     inside = n < N
     rows = n.to(tl.int64)[:, None] * K
+    WHOLE: tl.constexpr = K // BK
+    tiles, gates, scales = (), (), ()
+    for p in tl.static_range(WHOLE):
+        tiles = tiles + (_columns(weight, rows, inside, p * BK, K, BK),)
+        if GATED:
+            gates = gates + (_columns(weight + N * K, rows, inside, p * BK, K, BK),)
+        if NORM:
+            scales = scales + (_entries(norm, p * BK, K, BK),)
+    if REST:
+        tiles = tiles + (_columns(weight, rows, inside, WHOLE * BK, K, REST),)
+        if GATED:
+            gates = gates + (_columns(weight + N * K, rows, inside, WHOLE * BK, K, REST),)
+        if NORM:
+            scales = scales + (_entries(norm, WHOLE * BK, K, REST),)
     total = tl.zeros((BN,), tl.float32)
-    gate = tl.zeros((BN,), tl.float32)
-    added = gate.to(out.dtype.element_ty)
+    other = tl.zeros((BN,), tl.float32)
     squares = 0.0
-    for start in tl.static_range(0, K, BK):
-        k = start + tl.arange(0, BK)
-        within = k < K
-        mask = inside[:, None] & within[None, :]
-        tile = tl.load(weight + rows + k[None, :], mask=mask, other=0.0)
-        if GATED:
-            other = tl.load(weight + rows + N * K + k[None, :], mask=mask, other=0.0)
+    follow(CHAINED)
+    added = total.to(out.dtype.element_ty)
+    if RESIDUAL:
+        added = tl.load(residual + n, mask=inside, other=0.0)
+    pieces = ()
+    for p in tl.static_range(WHOLE):
+        pieces = pieces + (_entries(x, p * BK, K, BK),)
+    if REST:
+        pieces = pieces + (_entries(x, WHOLE * BK, K, REST),)
+    for p in tl.static_range(WHOLE + (REST > 0)):
+        piece = pieces[p]
         if NORM:
-            before = tl.load(norm + k, mask=within, other=0.0).to(tl.float32)
-        if start == 0:
-            follow(CHAINED)
-            if RESIDUAL:
-                added = tl.load(residual + n, mask=inside, other=0.0)
-        part = tl.load(x + k, mask=within, other=0.0).to(tl.float32)
-        if NORM:
-            squares += tl.sum(part * part, axis=0)
-            part *= before
+            squares += tl.sum(piece * piece, axis=0)
+            piece *= scales[p]
+        total += tl.sum(tiles[p].to(tl.float32) * piece[None, :], axis=1)
         if GATED:
-            gate += tl.sum(tile.to(tl.float32) * part[None, :], axis=1)
-            tile = other
-        total += tl.sum(tile.to(tl.float32) * part[None, :], axis=1)
+            other += tl.sum(gates[p].to(tl.float32) * piece[None, :], axis=1)
     if NORM:
         inverse = tl.rsqrt(squares / K + eps)
         total *= inverse
-        gate *= inverse
-    if GATED:
-        total = swiglu(gate, total, out)
+        other *= inverse
+    if GATED:  # the first half of the weights is the gate
+        total = swiglu(total, other, out)
     total = total[None, :]
     added = added[None, :]
     total = finish(total, n, inside, added, bias, scale, shift, out, BIAS, SILU, RESIDUAL, AFFINE)
@@ -258,11 +284,13 @@ def linear(
         **chained(x),
     }
     if m == 1 and not fixed:
-        bn, bk, warps = _vector_tile(n, k, halves)
-        _vector[(triton.cdiv(n, bn),)](*arguments, BN=bn, BK=bk, num_warps=warps, **options)
+        bn, bk, warps = tiles.row(n, k, halves)
+        rest = tiles.rest(k, bk)
+        _vector[(triton.cdiv(n, bn),)](
+            *arguments, BN=bn, BK=bk, REST=rest, num_warps=warps, **options
+        )
         return out
-    bm, bn, parts, bk, warps = _linear_tile(shapes.TILE if fixed else m, n, k, halves)
-    rest = k % (parts * bk)
+    bm, bn, parts, bk, warps = tiles.few(shapes.TILE if fixed else m, n, k, halves)
     _linear[(triton.cdiv(n, bn), triton.cdiv(m, bm))](
         *arguments,
         m,
@@ -271,32 +299,12 @@ def linear(
         BN=bn,
         PARTS=parts,
         BK=bk,
-        REST=max(triton.next_power_of_2(triton.cdiv(rest, parts)), 16) if rest else 0,
+        REST=tiles.rest(k, bk, parts),
         num_warps=warps,
         num_stages=1,
         **options,
     )
     return out
-
-
-def _vector_tile(n: int, k: int, gated: bool) -> tuple[int, int, int]:
-    """(weight rows, columns at a time, warps) of a program, from sweeps on an H200."""
-    bk = min(triton.next_power_of_2(k), 4096)
-    if bk <= 1024:
-        return (2 if gated else 4), bk, 4
-    if bk <= 2048:
-        return 2, bk, 8
-    return (4, bk, 8) if gated else (2, bk, 4) if n > 4096 else (1, bk, 4)
-
-
-def _linear_tile(m: int, n: int, k: int, gated: bool) -> tuple[int, int, int, int, int]:
-    """(rows, outputs, parts of K, columns at a time, warps) of a program, from a sweep on an H200:
-    rows are a matter of programs, so that more of them cost little."""
-    long = k > 1024
-    if m > 32:
-        return (16, 32, 4, 128, 4) if long else (16, 16 if gated else 32, 2, 128, 2)
-    parts = 4 if long or gated or n * k > 2**19 else 2
-    return 16, 16, parts, 128, parts
 
 
 def gated(x: Tensor, weight: Tensor) -> Tensor:

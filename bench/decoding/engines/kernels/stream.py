@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from bench.decoding.engines import shapes
+from bench.decoding.engines.kernels import tiles
 from bench.decoding.engines.kernels.common import chained, finish, follow, swiglu
 
 
@@ -103,7 +104,7 @@ def stream(
     bm = max(triton.next_power_of_2(m), 16)
     if fixed:  # rows are columns of the product: how many there are changes no sum over K
         bm = min(bm, shapes.FEW)
-    bn, bk, parts, stages, warps = _tile(shapes.TILE if fixed else bm, n, k, halves, split)
+    bn, bk, parts, stages, warps = tiles.stream(shapes.TILE if fixed else bm, n, k, halves, split)
     shape = (parts, m, n) if split else (m, n)
     out = torch.empty(shape, dtype=torch.float32 if split else x.dtype, device=x.device)
     added = x if residual is None else residual
@@ -134,18 +135,6 @@ def stream(
         **chained(x),
     )
     return out
-
-
-def _tile(bm: int, n: int, k: int, gated: bool, split: bool) -> tuple[int, int, int, int, int]:
-    """(rows of the weight, columns at a time, parts of K, stages, warps) of a program, from sweeps
-    on an H200: some 50 KB of weights in flight on every multiprocessor."""
-    if split:
-        return 64, 128, (4 if bm <= 32 else 2), 4, 4
-    if bm <= 32:
-        return 64, 128, 1, 3, 4
-    if gated:
-        return (64, 64, 1, 4, 4) if n * k < 2**26 else (128, 64, 1, 3, 4)
-    return 128, 128, 1, 3, 4
 
 
 def _stages(x: Tensor, numbers: int) -> int:
