@@ -212,8 +212,9 @@ class FusedBlock(FusedDraft):
         x = self._finish(u, ops.attend_rotated(self._heads_of(u), encoder.heads, None, *place))
         norm = None if encoder.out_norm is None else encoder.out_norm.weight
         after = ops.linear(x, self._after, norm, eps)  # of x^
-        heads, self._added = after.split((x.numel(), after.shape[1] - x.numel()), dim=1)
-        self._shared = self._own(x, heads, self._from_h)
+        heads = x.numel()  # outputs of all heads, depth d
+        self._shared = self._own(x, after[:, :heads], self._from_h)
+        self._added = after[:, heads:]
 
     def _own_heads(self, x: Tensor, heads: Tensor, from_h: Tensor) -> Tensor:
         """x^ + SiLU(W_k [h_t^; x^] + b_k) [depth, d]; `heads` [depth, depth d] has the x^ part of

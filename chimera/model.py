@@ -141,7 +141,8 @@ class TrigramEncoder(nn.Module):
         """[..., 3, d] -> [..., 3d], the input of `encode`."""
         if not self._trigram:
             embeddings = embeddings[..., 2:, :].expand_as(embeddings)
-        return self.norm(embeddings).flatten(-2)
+        x: Tensor = self.norm(embeddings).flatten(-2)
+        return x
 
     def encode(self, x: Tensor) -> Tensor:
         """g [..., d] of standardised embeddings [..., 3d]."""
@@ -450,7 +451,7 @@ def _attend_blocks(
 
     q, k, v: [B, A, J, H, D]; keys, values: [B, T, H, D]; seen: bool [B, A, T].
     """
-    anchors, block = q.shape[1:3]
+    anchors, block = q.shape[1], q.shape[2]
     own = torch.eye(anchors, dtype=torch.bool, device=q.device).expand(len(q), -1, -1)
     own = own.repeat_interleave(block, dim=-1)  # [B, A, A J]
     visible = torch.cat((seen, own), dim=-1).repeat_interleave(block, dim=1)  # [B, A J, T + A J]
@@ -460,4 +461,4 @@ def _attend_blocks(
         torch.cat((values, v.flatten(1, 2)), dim=1).transpose(1, 2),
         attn_mask=visible[:, None],
     )
-    return attended.transpose(1, 2).unflatten(1, (anchors, block))
+    return attended.transpose(1, 2).reshape(q.shape)

@@ -263,6 +263,11 @@ def compare(asked: Question) -> Comparison:
     noise = measure.NOISE if asked.noise is None else asked.noise
     found = measure.changes(before, after, asked.absolute, noise)
     if found.rows.empty:
+        if not asked.absolute and together["synthetic"].all():
+            raise UsageError(
+                "the runs are of models with random weights, which have no speedup; compare "
+                "seconds per token with --absolute"
+            )
         hint = (
             "" if asked.absolute else ", each with a reference in its own run (or use --absolute)"
         )

@@ -9,7 +9,7 @@ import pandas as pd
 from reports.page.format import bounds, number
 from reports.page.model import Page, TableRow
 from reports.page.panels import panels
-from reports.read.preparation import NAME, ROW
+from reports.read.preparation import MISSED, NAME, ROW
 from reports.sections import header
 
 HEADS = ("speedup", "95 % interval", "accepted", "verify", "tokens/s")
@@ -68,9 +68,8 @@ def _name(page: Page, row: TableRow) -> str:
     found = ["reference"] * bool(row["reference"]) + ["lossy"] * bool(row["lossy"])
     if tuple(row[name] for name in NAME) in page.defective:
         found.append("defects")
-    if row["failed"]:
-        found.append(f"{row['failed']:,} failed")
-    return ", ".join([row["label"], *found])
+    found += [f"{row[count]:,} {count}" for count in MISSED if row[count]]
+    return ", ".join([page.name(row["label"]), *found])
 
 
 def _figures(row: TableRow) -> list[str]:

@@ -605,7 +605,7 @@ def test_the_command_exits_0_1_or_2(tmp_path: Path, capsys: pytest.CaptureFixtur
     good = write(tmp_path / "good", failure(), turn(), failure(turn=2))
     bad = write(tmp_path / "bad", turn(finish="stop"))
     assert main(["check", str(good)]) == 0
-    assert "2 records, 1 ok, 1 failed, no violations" in capsys.readouterr().out
+    assert "2 records, 1 ok, 1 failed, 0 skipped, no violations" in capsys.readouterr().out
     assert main(["check", str(bad), str(good)]) == 1
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 2

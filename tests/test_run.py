@@ -27,6 +27,7 @@ from bench.records import validation
 from bench.records.runs import FIGURES, REFERENCE, RunFolder
 from tests import harness
 from tests.harness import install, run
+from tests.qwen2 import save_qwen2
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -347,6 +348,17 @@ def test_a_given_history_is_a_setting(done: Path, capfd: pytest.CaptureFixture[s
     said = refused(["--out", str(done), "--history", "given.jsonl"], capfd)
     assert "other settings: history_sha256 (none, now " in said
     assert harness.contents(done) == before
+
+
+def test_a_command_for_a_local_model_can_be_pasted_but_is_not_recorded(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "my models" / "small"
+    save_qwen2(model)
+    assert run("--models", str(model), "--methods", "medusa", "--out", "new") == 0
+    assert f"bench.training.distill --models '{model}' --out" in capfd.readouterr().err
+    (reason,) = {r["error"] for r in harness.kept("new") if r["method"] == "medusa"}
+    assert "--models PATH/TO/small " in reason
 
 
 @pytest.mark.parametrize("turns", [["--turns", "1"], []])

@@ -67,7 +67,10 @@ def summary(folder: Path | str) -> str:
     good = sum(record["status"] == "ok" for record in records)
     if study:
         return f"{len(records)} measurements, {good} ok, no violations"
-    return f"{len(records)} records, {good} ok, {len(records) - good} failed, no violations"
+    skipped = sum(record["status"] == "skipped" for record in records)
+    failed = len(records) - good - skipped
+    counts = f"{len(records)} records, {good} ok, {failed} failed, {skipped} skipped"
+    return f"{counts}, no violations"
 
 
 def _missing(folder: Path | str, companions: Sequence[str]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -94,9 +95,9 @@ def lead(plan: Plan, world: World) -> int:
         results.write_shallow(folder, rows)
         failed = [r for r in runs.latest(runs.read(folder.path)) if r["error"]]
     if plan.config.report:
-        show_report(folder.path, failed)
+        show_report(folder.path, local_reasons(plan, failed))
     else:
-        show_records(folder.path, failed)
+        show_records(folder.path, local_reasons(plan, failed))
     return int(any(r["status"] == "error" for r in failed))
 
 
@@ -134,14 +135,25 @@ def follow(plan: Plan, world: World) -> int:
     return 0
 
 
-def show_records(folder: Path, failed: Sequence[Record]) -> None:
+def local_reasons(plan: Plan, failed: Sequence[Record]) -> list[str]:
+    """Why records have no figures, each once. Records hold no local path; here the commands in
+    them do, so that they can be pasted."""
+    reasons = dict.fromkeys(f"{r['method']}: {r['status']}: {r['error']}" for r in failed)
+    found = list(reasons)
+    for target in plan.targets:
+        there, here = map(shlex.quote, (target.published_argument, target.argument))
+        found = [reason.replace(there, here) for reason in found]
+    return found
+
+
+def show_records(folder: Path, reasons: Sequence[str]) -> None:
     """Where the records are, and why some have no figures."""
     print(f"records: {folder}", file=sys.stderr)
-    for reason in dict.fromkeys(f"{r['method']}: {r['status']}: {r['error']}" for r in failed):
+    for reason in reasons:
         print(f"  {reason}", file=sys.stderr)
 
 
-def show_report(folder: Path, failed: Sequence[Record]) -> None:
+def show_report(folder: Path, reasons: Sequence[str]) -> None:
     """The overview on stdout; then on stderr where the records and the page are."""
     from reports import build, terminal
 
@@ -149,7 +161,7 @@ def show_report(folder: Path, failed: Sequence[Record]) -> None:
     build.tell(page)
     if table := terminal.overview(page, shutil.get_terminal_size().columns):
         print(table, flush=True)
-    show_records(folder, failed)
+    show_records(folder, reasons)
     paths = build.publish(page, build.places([folder]))
     print(f"report: {build.listed(paths)}", file=sys.stderr)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from bench import environment
 from bench.decoding.engines import forms
-from bench.decoding.engines.registry import ENGINES
+from bench.decoding.engines.registry import ENGINES, needs_gpu
 from bench.errors import UsageError
 from bench.questions import registry
 from bench.questions import sets as question_sets
@@ -31,10 +32,15 @@ def listing(config: RunConfig) -> str:
 
 
 def _engines(config: RunConfig) -> list[str]:
-    """By the model's form alone; whether the device can run them shows when they are made."""
+    """By the device and the model's form; a trial on the device decides when they are made."""
     target = targets.resolve(config.models[0])
     shape = targets.config(target)
-    reasons = {e: forms.unsupported(shape, e) if shape is not None else None for e in ENGINES}
+    device, _ = environment.settled(config.device, config.dtype)
+    reasons = {
+        engine: needs_gpu(engine, device)
+        or (forms.unsupported(shape, engine) if shape is not None else None)
+        for engine in ENGINES
+    }
     return [f"engines, on {target.name}", *(_line(e, "", why) for e, why in reasons.items())]
 
 

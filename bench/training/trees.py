@@ -23,6 +23,7 @@ from bench.decoding.drafts.checkpoint import CheckpointError
 from bench.decoding.drafts.trainable import Draft
 from bench.decoding.drafts.weights import SavedDraft, load_state, read_draft, rewrite_card
 from bench.errors import UsageError
+from bench.progress import Progress, note
 from bench.questions import sets
 from bench.targets import registry as targets
 from bench.training import memory
@@ -83,12 +84,14 @@ def grow(config: TreesConfig) -> None:
     questions = sets.load("tuning", None)
     ids, roles = _answers(loaded, questions, config.length)
     states = TargetStates(loaded.model)
-    for path, saved, draft in drafts:
-        head = DraftHead.of(weight, saved.vocabulary)
-        found = draft_ranks(draft.to(weight.device).eval(), head, states, ids, roles)
-        source = {"set": "tuning", "sha256": questions.sha256, **statistics(found)}
-        rewrite_card(path, {"tree": tree(found), "tree_source": source})
-        print(f"{path.name}: {json.dumps(source['accepted'])}", file=sys.stderr)
+    with Progress("trees", len(drafts) * len(ids), "conversation") as bar:
+        for path, saved, draft in drafts:
+            bar.title(f"trees: {path.name}")
+            head = DraftHead.of(weight, saved.vocabulary)
+            found = draft_ranks(draft.to(weight.device).eval(), head, states, ids, roles, bar)
+            source = {"set": "tuning", "sha256": questions.sha256, **statistics(found)}
+            rewrite_card(path, {"tree": tree(found), "tree_source": source})
+            note(f"{path}: {json.dumps(source['accepted'])}")
 
 
 def _read(path: Path) -> tuple[SavedDraft, Draft]:
@@ -106,7 +109,12 @@ def _read(path: Path) -> tuple[SavedDraft, Draft]:
 
 @torch.no_grad()
 def draft_ranks(
-    draft: Draft, head: DraftHead, states: TargetStates, ids: Tensor, roles: Tensor
+    draft: Draft,
+    head: DraftHead,
+    states: TargetStates,
+    ids: Tensor,
+    roles: Tensor,
+    bar: Progress | None = None,
 ) -> Tensor:
     """int64 [n, depth]: ranks of the true tokens from every position of the answers.
 
@@ -115,10 +123,13 @@ def draft_ranks(
         head: of the draft's vocabulary, in float32.
         states: the target's.
         ids, roles: [B, T], conversations and where the target answered.
+        bar: told of every conversation.
     """
     states.tap(*draft.taps)
     depth, rows = draft.config.depth, []
     for row, role in zip(ids, roles.bool(), strict=True):
+        if bar is not None:
+            bar.update()
         anchors = answer_anchors(role, depth)[None]
         if not anchors.numel():
             continue
@@ -142,7 +153,8 @@ def _answers(loaded: targets.Loaded, questions: Any, length: int) -> tuple[Tenso
     settings = WriterSettings(batch=len(turns), length=length)
     generator = torch.Generator(loaded.model.device)
     writer = Writer(loaded.model, conversation, settings, generator)
-    return writer.write(table(turns))
+    with Progress("answers", len(turns) * length, "token") as bar:
+        return writer.write(table(turns), bar.update)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from reports.page.settings import (
     setting,
     varies,
 )
-from reports.read.preparation import FLAGS, ROW
+from reports.read.preparation import FLAGS, MISSED, ROW
 from reports.read.words import counted
 
 LONG = 24  # rows; a longer table opens on a click
@@ -120,6 +120,8 @@ def tags(page: Page, row: TableRow) -> list[Tag]:
         found.append(Tag(counted(defects, "defect"), "bad", "#matches"))
     if row["failed"]:
         found.append(Tag(f"{row['failed']:,} failed", "bad", "#failures"))
+    if row["skipped"]:
+        found.append(Tag(f"{row['skipped']:,} skipped", "warn", "#failures"))
     if row.get("unpaired"):
         found.append(Tag(f"{row['unpaired']:,} without a reference", "warn"))
     if row.get("one_token"):
@@ -144,7 +146,7 @@ def pivot(
         return []
     rows = page.by_speed(rows)
     key = [name for name in ROW if name != by]
-    facts = ["row", "panel", *ROW, *FLAGS, "failed"]
+    facts = ["row", "panel", *ROW, *FLAGS, *MISSED]
     groups = list(rows.groupby(key, dropna=False, sort=False))
     first = pd.concat([group.iloc[:1] for _, group in groups], ignore_index=True)
     (base,) = tables(page, caption, first[facts], ())

@@ -45,6 +45,7 @@ NAME = ("run", "model", "engine", "dtype", "dataset", "temperature", "label")  #
 REFERENCE_ENGINES = (*ENGINES, STOCK_ENGINE)
 LOOP = tuple(f"{phase}_s" for phase in PHASES)
 FLAGS = ("reference", "stock", "synthetic", "lossy")
+MISSED = ("failed", "skipped")  # turns of a row without figures
 # What figures are made of: good records are taken with these alone.
 FIGURES = (
     *("row", "panel", "answer", "prompt", "question", "prompt_id", "turn", "repeat", "category"),
@@ -60,8 +61,9 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     `tokens` counts those of the decode loop, `verify_steps` its steps; `clocked` says whether the
     phase clock ran, `timed` whether the record's times count for speed: those without the phase
     clock in a row that has any, otherwise all; `repetition` is of the
-    answer's ids; `failed` is the number of failures in the record's row, `reference_engine` the
-    engine of the reference it is compared with. Whole numbers say which records belong together:
+    answer's ids; `failed` and `skipped` are the numbers of such turns in the record's row,
+    `reference_engine` the engine of the reference it is compared with. Whole numbers say which
+    records belong together:
     `row` is equal within a row of the tables, `panel` within rows that share a reference, `answer`
     within one turn of one repeat, `prompt` within one turn, `question` within a question; those of
     tables that were prepared separately are unrelated. A turn kept twice in a row (two seeds in one
@@ -94,8 +96,9 @@ def prepare(frame: pd.DataFrame) -> pd.DataFrame:
     table["question"] = pd.factorize(table["prompt_id"].astype(str), sort=True)[0]
     plain = (table["ok"] & ~table["clocked"]).groupby(table["row"]).transform("any")
     table["timed"] = ~(table["clocked"] & plain)
-    failures = (~table["ok"]).astype(int)
-    table["failed"] = failures.groupby(codes_of(table, NAME)).transform("sum")
+    names = codes_of(table, NAME)
+    for count, status in zip(MISSED, ("error", "skipped"), strict=True):
+        table[count] = table["status"].eq(status).astype(int).groupby(names).transform("sum")
     repeated = table["ok"] & table.duplicated(["row", "answer", "ok"], keep="last")
     return table[~repeated].reset_index(drop=True)
 

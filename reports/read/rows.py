@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from bench.statistics import Estimates, Figure, Floats, Ints, estimates
-from reports.read.preparation import FLAGS, REFERENCE_ENGINES, ROW, codes_of, number
+from reports.read.preparation import FLAGS, MISSED, REFERENCE_ENGINES, ROW, codes_of, number
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def rows(
     key = ["row"] if tuple(by) == ROW else list(by)
     codes = codes_of(counted, [*key, *more]).to_numpy().astype(np.int64)
     first = counted.iloc[np.unique(codes, return_index=True)[1]]
-    names = dict.fromkeys(["row", "panel", *by, *FLAGS, "failed"])
+    names = dict.fromkeys(["row", "panel", *by, *FLAGS, *MISSED])
     facts = records.loc[first.index, [name for name in names if name not in more]]
     facts = facts.assign(**{name: first[name] for name in more})
     return Rows(facts.reset_index(drop=True), counted, codes)

@@ -25,8 +25,8 @@ def section(page: Page) -> Section:
         "Errors and skips",
         "What did not run and why, and what ran with a warning.",
         tables=[
-            *tables(page, "Errors and skips", failed.assign(failed=0), reasons),
-            *tables(page, "Good records with warnings", warned.assign(failed=0), first),
+            *tables(page, "Errors and skips", failed.assign(failed=0, skipped=0), reasons),
+            *tables(page, "Good records with warnings", warned.assign(failed=0, skipped=0), first),
         ],
         definitions=DEFINITIONS,
         empty="None: every record is good and without a warning.",

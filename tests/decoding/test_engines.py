@@ -127,6 +127,7 @@ class TracingDraft(Tracing):
         "chimera_block(nodes=6,depth=3)",
         "lookahead(g=3)",
         "prompt_lookup",
+        "chimera_block(nodes=6,depth=3,dynamic=true,beam=3)",
     ],
 )
 def test_what_is_fused_can_be_compiled_whole(

@@ -41,7 +41,9 @@ def test_a_researcher_asks_questions_of_their_own(shell: Shell) -> None:
     assert audited.endswith("wrote asked/audit.json\n")
     assert "asked: 6 outputs compared: 6 equal, 0 ties, 0 defects\n" in audited
     checked = shell("chimera-bench check asked").stdout
-    assert re.fullmatch(r"asked: \d+ records, \d+ ok, \d+ failed, no violations\n", checked)
+    assert re.fullmatch(
+        r"asked: \d+ records, \d+ ok, \d+ failed, \d+ skipped, no violations\n", checked
+    )
 
     assert shell("chimera-bench view asked bow").stdout == "wrote asked/answer.html\n"
     page = (shell.folder / "asked/answer.html").read_text(encoding="utf-8")

@@ -184,6 +184,7 @@ def _audited(name: str, params: Record) -> Record:
             "equal": 3,
             "defects": 0,
             "failed": 0,
+            "skipped": 0,
             "engine": "eager",
             "device": SHARED["device"],
         },

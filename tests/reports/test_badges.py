@@ -26,6 +26,7 @@ RERUNS: dict[str, Any] = {
     "ties": 0,
     "defects": 0,
     "failed": 0,
+    "skipped": 0,
 }
 RERUNS |= OWN
 ARGMAX = {"share": 0.03, "reference_share": 0.025, "passed": True}

@@ -95,6 +95,17 @@ def test_the_same_speed_passes(tmp_path: Path) -> None:
     assert found["low"] < 0 < found["high"]
 
 
+def test_random_weights_have_no_speedup_to_compare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = runs(tmp_path, turns(1, model="synthetic:tiny"), turns(2, model="synthetic:tiny"))
+    assert compare.main(folders) == 2
+    assert "random weights, which have no speedup; compare seconds per token with --absolute" in (
+        capsys.readouterr().err
+    )
+    assert compare.main([*folders, "--absolute"]) == 0
+
+
 def test_noise_alone_fails_strictly_only(tmp_path: Path) -> None:
     few: dict[str, Any] = {"noise": 0.3, "questions": 4}
     folders = runs(tmp_path, turns(1, **few), turns(5, 1.3, **few))

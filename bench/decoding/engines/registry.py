@@ -22,6 +22,13 @@ ENGINES = tuple(CLASSES)  # in the order of every table
 EAGER, GRAPH = ENGINES[:2]  # where another engine cannot run, rows fall back to graph, then eager
 
 
+def needs_gpu(engine: str, device: str) -> str | None:
+    """Why the engine has no form on a type of device, in one line, or None."""
+    if device != "cpu" or engine == EAGER or engine in ON_CPU:
+        return None
+    return "needs a GPU"
+
+
 def check_engines(parallel: str, engines: Sequence[str]) -> None:
     """UsageError where a model over several cards is to run on an engine that takes one."""
     one_card = [engine for engine in engines if engine != EAGER]
