@@ -230,7 +230,8 @@ class Bench:
 
     def _ones(self) -> Tensor:
         """The next norm's weight, [n]."""
-        return self.residual[0]
+        ones: Tensor = self.residual[0]
+        return ones
 
     def us(self, function: Callable[[Tensor], object]) -> float:
         """Of one product, in a graph over all weights."""
