@@ -64,14 +64,4 @@ PUBLISHED = (
         speedup="2.7×, average of all",
         source="arXiv 2402.15758, abstract",
     ),
-    PublishedSpeedup(
-        method="token_recycling",
-        models=("vicuna-7b-v1.3", "vicuna-13b-v1.3", "vicuna-33b-v1.3"),
-        datasets=("spec_bench",),
-        model="Vicuna, 7B to 33B",
-        dataset="Spec-Bench",
-        temperature="greedy",
-        speedup="about 2×, all sizes",
-        source="arXiv 2408.08696, abstract",
-    ),
 )
