@@ -18,6 +18,7 @@ from bench.errors import UsageError
 
 T = TypeVar("T")
 
+LONGEST_START = timedelta(minutes=5)  # until every process is there; one may be killed before
 LONGEST_WAIT = timedelta(days=30)  # for the slowest process; one that has ended is noticed at once
 
 
@@ -171,10 +172,18 @@ def joined(cards: bool = False) -> Iterator[World]:
         yield here
         return
     import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     try:
         backend = "cpu:gloo,cuda:nccl" if cards and dist.is_nccl_available() else "gloo"
-        dist.init_process_group(backend, timeout=LONGEST_WAIT)
+        store, rank, size = next(rendezvous("env://", timeout=LONGEST_START))
+        dist.init_process_group(
+            backend,
+            store=store,
+            rank=rank,
+            world_size=size,
+            timeout=LONGEST_WAIT,
+        )
     except (RuntimeError, ValueError) as error:
         raise UsageError(
             f"the {here.size} processes of this launch do not find each other "

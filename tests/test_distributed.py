@@ -56,7 +56,7 @@ def launch(flags, out, size, victim, number, *more):
         port = free.getsockname()[1]
     flags = [*flags, "--out", out, *more]
     alive = {start(flags, rank, size, port): rank for rank in range(size)}
-    codes = [None] * size
+    codes, killed = [None] * size, float("inf")
     chance = random.Random(number)
     while alive:
         for child, rank in list(alive.items()):
@@ -71,7 +71,10 @@ def launch(flags, out, size, victim, number, *more):
                     os.kill(child, signal.SIGKILL)
                 elif number % 2:
                     os.kill(child, signal.SIGTERM)
-            victim = None
+            victim, killed = None, time.monotonic()
+        if time.monotonic() - killed > 5:  # as a launcher does: one may be waiting for the start
+            for child in alive:
+                os.kill(child, signal.SIGTERM)
         time.sleep(0.002)
     return codes
 

@@ -295,6 +295,14 @@ def test_the_list_says_what_can_run_here_and_why_not(listing: str) -> None:
     assert lines["homeless"].endswith("no weights for synthetic:predictable")
 
 
+def test_the_list_says_which_engines_need_a_gpu(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list", "--models", "synthetic:predictable", "--device", "cpu"]) == 0
+    lines = {line.split()[0]: line for line in capfd.readouterr().out.splitlines() if line}
+    assert lines["graph"].endswith("needs a GPU")
+    for name in ("eager", "compile", "exact"):
+        assert lines[name].endswith("ready"), name
+
+
 def test_the_list_refuses_what_a_run_would(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--list", "--models", "synthetic:none"]) == 2
     assert capfd.readouterr().err.startswith("error: unknown model 'synthetic:none'")

@@ -53,6 +53,25 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "load_model", refuse)
 
 
+def test_a_run_prints_the_command_of_a_dry_run(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("a folder").mkdir()
+    Path(saved()).rename("a folder/mine")
+    flags = ("--models", "./a folder/mine", "--methods", "medusa", "--limit", "1", "--turns", "1")
+    flags += ("--datasets", harness.QUESTIONS, "--max-new-tokens", "2", "--out", "out")
+    found = []
+    for more in (["--dry-run"], ["--no-report"], []):
+        assert main([*flags, *more]) == 0
+        shown = capfd.readouterr()
+        match = re.search(
+            r"no medusa weights for .*", shown.out if more == ["--dry-run"] else shown.err
+        )
+        assert match is not None, more
+        found.append(match[0])
+    assert found == [found[0]] * 3
+    assert "--models './a folder/mine' --out" in found[0]
+    assert "PATH/TO/mine" in Path("out/records.jsonl").read_text()  # no path of this machine
+
+
 def saved(template: str | None = synthetic.TEMPLATE, config: Any = None) -> str:
     """The name of a checkpoint folder."""
     model, tokenizer = synthetic.build("synthetic:predictable", "cpu", torch.float32)
@@ -176,11 +195,13 @@ def test_a_dry_run_and_the_list_tell_which_engines_take_a_model(
     name = saved(config=transformers.GPT2Config(**shape, bos_token_id=256, eos_token_id=256))
     capfd.readouterr()
     assert run("--models", name, "--engine", "eager", "compile", "--dry-run") == 0
-    assert "mine runs on eager, not on compile: a model other than Llama" in capfd.readouterr().out
+    assert "mine does not run on compile: a model other than Llama" in capfd.readouterr().out
     assert run("--models", name, "--list") == 0
     engines = capfd.readouterr().out.partition("engines, on mine\n")[2].splitlines()[:4]
     assert [text.split()[0] for text in engines] == ["eager", "graph", "compile", "exact"]
-    assert ["ready" in text for text in engines] == [True, True, False, False]
+    gpu = torch.cuda.is_available()
+    assert ["ready" in text for text in engines] == [True, gpu, False, False]
+    assert gpu or "needs a GPU" in engines[1]
 
 
 def checkpoint(path: str) -> str:

@@ -7,6 +7,32 @@ import torch
 
 from tests.decoding.known import Known, known_predictable
 
+# Cases that share their code with another one. A second target, or a second engine of the same
+# buffers, shows little that is new, and takes minutes.
+VARIANTS = {
+    "chimera_block",
+    "chimera_dynamic",
+    "chimera_dynamic_lookup",
+    "chimera_lookup",
+    "chimera_plus",
+    "medusa_lookup",
+    "medusa_typical",
+    "draft_model",
+    "dynamic_oracle",
+    "sampling_drafter",
+    "suffix",
+    "token_recycling",
+}
+AGAIN = {"multi_head", "exact"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before slow tests are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        parts = set(item.name.rstrip("]").replace("[", "-").split("-"))
+        if parts & VARIANTS and parts & AGAIN:
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(autouse=True, scope="module")
 def threads() -> Iterator[None]:

@@ -17,6 +17,15 @@ LONGROPE = {
     "long_factor": [2.0] * 48,
     "original_max_position_embeddings": 4096,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 1e4,
+    "factor": 2.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 NOWHERE: list[tuple[PretrainedConfig, str]] = [
     (transformers.MistralConfig(), "sliding window"),
     (transformers.Gemma2Config(), "sliding window"),
@@ -40,9 +49,7 @@ NOWHERE: list[tuple[PretrainedConfig, str]] = [
 PLAIN: list[tuple[PretrainedConfig, str]] = [
     (transformers.GPT2Config(), "other than Llama"),
     (transformers.OPTConfig(), "other than Llama"),
-    (transformers.Qwen2Config(), "other than Llama"),
     (transformers.Phi3Config(), "other than Llama"),
-    (transformers.MistralConfig(sliding_window=None), "other than Llama"),
     (transformers.LlamaConfig(attention_bias=True), "biases"),
     (transformers.LlamaConfig(hidden_act="gelu"), "SiLU"),
     (
@@ -51,6 +58,16 @@ PLAIN: list[tuple[PretrainedConfig, str]] = [
         ),
         "dynamic",
     ),
+]
+
+
+EVERYWHERE: list[PretrainedConfig] = [
+    transformers.LlamaConfig(),
+    transformers.LlamaConfig(rope_parameters=LLAMA3),
+    transformers.LlamaConfig(rope_parameters=YARN),
+    transformers.Qwen2Config(),
+    transformers.Qwen3Config(),
+    transformers.MistralConfig(sliding_window=None),
 ]
 
 
@@ -66,6 +83,11 @@ def test_what_no_engine_takes_says_why_in_one_line(config: Any, words: str) -> N
         assert words in reason
         assert "no engine" in reason
         assert "\n" not in reason
+
+
+@pytest.mark.parametrize("config", EVERYWHERE, ids=named)
+def test_every_engine_takes_the_forms_of_today(config: Any) -> None:
+    assert [unsupported(config, engine) for engine in ENGINES] == [None] * len(ENGINES)
 
 
 @pytest.mark.parametrize(("config", "words"), PLAIN, ids=[named(c) for c, _ in PLAIN])

@@ -33,8 +33,7 @@ def test_an_engineer_runs_a_model_from_its_folder_and_trains_its_draft(
     distill, train, checkpoint = steps.groups()
     assert all("--models 'my models/my-qwen'" in step for step in (distill, train))
     ended = shell(f"{run} --engine eager compile --out without")
-    fallback = "my-qwen: compile cannot run here: a model other than Llama runs on eager, graph"
-    assert f"{fallback} only; eager instead\n" in ended.stderr
+    assert "cannot run here" not in ended.stderr
     assert "  chimera: skipped: no chimera weights for my-qwen; run `" in ended.stderr
     assert (shell.folder / "without/index.html").is_file()
 
