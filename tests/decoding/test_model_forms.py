@@ -94,7 +94,7 @@ def test_greedy_ids_equal_generate(form: str, engine: type[TargetModel]) -> None
     target = engine(model_of(form))
     (turn,) = turns(target, registered("prompt_lookup(k=3)"), prompts, 0.0)
     assert turn.output_ids == known(form).generate(prompts[0], TOKENS)
-    assert max(turn.accept_lengths) > 1  # trees were accepted too
+    assert max(turn.accept_lengths or ()) > 1  # trees were accepted too
 
 
 @each_form
