@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import errors
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from bench.errors import UsageError
 from bench.targets import packaged, synthetic
@@ -22,6 +22,8 @@ EXPECTED_PARAMETERS = {
     "synthetic:llama-13b": 13_015_864_320,
     "synthetic:llama-33b": 32_528_943_616,
     "synthetic:smollm2-135m": 134_515_008,
+    "synthetic:qwen2.5-0.5b": 494_032_768,
+    "synthetic:qwen2.5-1.5b": 1_543_714_304,
 }
 
 
@@ -120,9 +122,22 @@ def test_synthetic_shapes_have_the_published_number_of_parameters(name: str) -> 
     target = targets.resolve(name)
     config = targets.config(target)
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
     assert sum(p.numel() for p in model.parameters()) == EXPECTED_PARAMETERS[name]
     assert targets.status(target) is None
+
+
+def test_a_qwen2_shape_has_random_biases_and_unit_norms() -> None:
+    config = synthetic.config("synthetic:qwen2.5-0.5b")
+    config.num_hidden_layers, config.vocab_size = 1, 512
+    model = synthetic.random(config, "cpu", torch.float32)
+    vectors = {name: p for name, p in model.named_parameters() if p.dim() == 1}
+    biases = [p for name, p in vectors.items() if name.endswith("bias")]
+    assert len(biases) == 3
+    assert all(0.01 < float(p.std()) < 0.03 for p in biases)
+    assert all(bool((p == 1).all()) for name, p in vectors.items() if not name.endswith("bias"))
+    with torch.inference_mode():
+        assert torch.isfinite(model(torch.arange(9)[None]).logits).all()
 
 
 @pytest.mark.parametrize("name", ["synthetic:tiny", "synthetic:predictable"])

@@ -136,6 +136,7 @@ SMALLER = {
     "llama-2-13b-chat": "llama-2-7b-chat",
     "synthetic:llama-13b": "synthetic:llama-7b",
     "synthetic:llama-33b": "synthetic:llama-7b",
+    "synthetic:qwen2.5-1.5b": "synthetic:qwen2.5-0.5b",
 }
 
 

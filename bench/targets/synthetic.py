@@ -18,7 +18,12 @@ from bench.errors import UsageError
 from bench.files import sha256_of_bytes
 
 if TYPE_CHECKING:  # transformers takes seconds to import, and listing names needs none of it
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import (
+        LlamaForCausalLM,
+        PretrainedConfig,
+        PreTrainedModel,
+        PreTrainedTokenizerFast,
+    )
     from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 RECIPE = 1  # raised when the weights of a name change
@@ -45,6 +50,18 @@ def _llama(hidden: int, layers: int, heads: int, feed_forward: int) -> dict[str,
     }
 
 
+def _qwen2(hidden: int, layers: int, heads: int, feed_forward: int) -> dict[str, Any]:
+    """Two key heads, biases of q, k and v, one matrix for embeddings and LM head."""
+    return _llama(hidden, layers, heads, feed_forward) | {
+        "model_type": "qwen2",
+        "vocab_size": 151936,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        "rope_theta": 1000000.0,
+        "tie_word_embeddings": True,
+    }
+
+
 SHAPES: dict[str, dict[str, Any]] = {
     "synthetic:llama-7b": _llama(4096, 32, 32, 11008),
     "synthetic:llama-13b": _llama(5120, 40, 40, 13824),
@@ -58,6 +75,8 @@ SHAPES: dict[str, dict[str, Any]] = {
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": True,
     },
+    "synthetic:qwen2.5-0.5b": _qwen2(896, 24, 14, 4864),
+    "synthetic:qwen2.5-1.5b": _qwen2(1536, 28, 12, 8960),
     "synthetic:tiny": _llama(64, 2, 4, 128) | {"vocab_size": 512, "num_key_value_heads": 2},
 }
 PREDICTABLE = {"synthetic:predictable": 2, "synthetic:predictable-mha": 4}  # key-value heads, of 4
@@ -66,7 +85,7 @@ NAMES = (*SHAPES, *PREDICTABLE)
 
 def build(
     name: str, device: str, dtype: torch.dtype, parallel: str = "none"
-) -> tuple["LlamaForCausalLM", "PreTrainedTokenizerFast"]:
+) -> tuple["PreTrainedModel", "PreTrainedTokenizerFast"]:
     """(model, tokenizer) of one of NAMES on `device` in `dtype`, always with the same weights;
     where `parallel` is layers, over all cards, with weights that depend on their number. UsageError
     for another way to split it."""
@@ -84,7 +103,7 @@ def build(
     return model, tokenizer(model.config.vocab_size, model.config.max_position_embeddings)
 
 
-def config(name: str) -> "LlamaConfig":
+def config(name: str) -> "PretrainedConfig":
     """The transformers config of one of NAMES."""
     if name in PREDICTABLE:
         return _predictable_config(64, PREDICTABLE[name])
@@ -101,9 +120,10 @@ def recipe(name: str) -> str:
 
 
 def random(
-    config: "LlamaConfig", device: str, dtype: torch.dtype, seed: int = SEED
-) -> "LlamaForCausalLM":
-    """A Llama with normal(0, 0.02) matrices, made on `device` in `dtype`: no copy in host memory.
+    config: "PretrainedConfig", device: str, dtype: torch.dtype, seed: int = SEED
+) -> "PreTrainedModel":
+    """A model with normal(0, 0.02) matrices and biases, made on `device` in `dtype`, without a copy
+    in host memory.
 
     The row of EOS in the LM head is zero, so that runs for cost last their full length.
     """
@@ -113,8 +133,8 @@ def random(
 
 
 def random_spread(
-    config: "LlamaConfig", dtype: torch.dtype, cards: int, seed: int = SEED
-) -> "LlamaForCausalLM":
+    config: "PretrainedConfig", dtype: torch.dtype, cards: int, seed: int = SEED
+) -> "PreTrainedModel":
     """The same over so many cards, as `spread.layer_map` says."""
     from accelerate import dispatch_model
 
@@ -122,20 +142,20 @@ def random_spread(
     places = layer_map(model, cards)
     for name, card in places.items():
         model.get_submodule(name).to_empty(device=f"cuda:{card}")
-    model.model.rotary_emb = _rotary(config, "cuda:0")
+    model.model.rotary_emb = _rotary(model, "cuda:0")
     _fill(model, seed)
-    dispatched: LlamaForCausalLM = dispatch_model(model, places, skip_keys=["past_key_values"])
+    dispatched: PreTrainedModel = dispatch_model(model, places, skip_keys=["past_key_values"])
     return dispatched
 
 
-def _fill(model: "LlamaForCausalLM", seed: int) -> None:
+def _fill(model: Any, seed: int) -> None:
     """Sets the weights, with a generator for each device that they are on."""
     generators: dict[torch.device, torch.Generator] = {}
-    for parameter in model.parameters():
+    for name, parameter in model.named_parameters():
         where = parameter.device
         if where not in generators:
             generators[where] = torch.Generator(where).manual_seed(seed + len(generators))
-        if parameter.dim() == 1:
+        if parameter.dim() == 1 and not name.endswith("bias"):
             parameter.fill_(1.0)  # norms
         else:
             parameter.normal_(0.0, 0.02, generator=generators[where])
@@ -158,7 +178,7 @@ def predictable(
     """
     generator = torch.Generator().manual_seed(seed)
     table = _table(vocab, generator, favourite)
-    model = _empty(_predictable_config(vocab, kv_heads), "cpu", dtype)
+    model: LlamaForCausalLM = _empty(_predictable_config(vocab, kv_heads), "cpu", dtype)
     hidden = model.config.hidden_size
     # Orthonormal directions of the residual stream: one a token, and one that is always on. Both
     # coordinates of an embedding are sqrt(hidden / 2) after the norm.
@@ -203,16 +223,15 @@ def tokenizer(vocab: int, length: int) -> "PreTrainedTokenizerFast":
     )
 
 
-def _config(vocab: int, **settings: Any) -> "LlamaConfig":
-    from transformers import LlamaConfig
+def _config(vocab: int, model_type: str = "llama", **settings: Any) -> "PretrainedConfig":
+    from transformers import AutoConfig
 
     eos = 256 if vocab > 256 else vocab - 1  # as `tokenizer` has it
-    return LlamaConfig(
-        vocab_size=vocab, bos_token_id=None, eos_token_id=eos, pad_token_id=eos, **settings
-    )
+    ids = {"bos_token_id": None, "eos_token_id": eos, "pad_token_id": eos}
+    return AutoConfig.for_model(model_type, vocab_size=vocab, **ids, **settings)
 
 
-def _predictable_config(vocab: int, kv_heads: int) -> "LlamaConfig":
+def _predictable_config(vocab: int, kv_heads: int) -> "PretrainedConfig":
     hidden = max(96, 32 * math.ceil((vocab + 1) / 32))
     return _config(
         vocab,
@@ -229,24 +248,22 @@ def _predictable_config(vocab: int, kv_heads: int) -> "LlamaConfig":
     )
 
 
-def _empty(config: "LlamaConfig", device: str, dtype: torch.dtype) -> "LlamaForCausalLM":
-    """A Llama on `device` in `dtype` whose weights are not set; draws no random numbers."""
-    from transformers import LlamaForCausalLM
+def _empty(config: "PretrainedConfig", device: str, dtype: torch.dtype) -> Any:
+    """A model on `device` in `dtype` whose weights are not set; draws no random numbers."""
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        model = LlamaForCausalLM._from_config(config, dtype=dtype, attn_implementation="sdpa")
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.to_empty(device=device).requires_grad_(False).eval()
-    model.model.rotary_emb = _rotary(config, device)
+    model.model.rotary_emb = _rotary(model, device)
     model.tie_weights()
     return model
 
 
-def _rotary(config: "LlamaConfig", device: str) -> torch.nn.Module:
+def _rotary(model: Any, device: str) -> torch.nn.Module:
     """Its buffers are computed, not set."""
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
-
     with torch.device(device):
-        module: torch.nn.Module = LlamaRotaryEmbedding(config)
+        module: torch.nn.Module = type(model.model.rotary_emb)(model.config)
     return module
 
 
@@ -273,7 +290,7 @@ def _table(vocab: int, generator: torch.Generator, favourite: int | None) -> tor
 
 def _read_context(
     layer: "LlamaDecoderLayer",
-    config: "LlamaConfig",
+    config: "PretrainedConfig",
     tokens: torch.Tensor,  # [V, hidden]
     always: torch.Tensor,  # [hidden]
     strength: float,
@@ -303,7 +320,7 @@ def _read_context(
     layer.post_attention_layernorm.weight.fill_(1.0)
 
 
-def _offsets(config: "LlamaConfig") -> tuple[torch.Tensor, torch.Tensor]:
+def _offsets(config: "PretrainedConfig") -> tuple[torch.Tensor, torch.Tensor]:
     """Queries [heads, d] and a key [d]: after RoPE, head i scores 12 for the key i rows back."""
     heads, half = config.num_attention_heads, config.hidden_size // config.num_attention_heads // 2
     frequency = config.rope_parameters["rope_theta"] ** -(torch.arange(half) / half)

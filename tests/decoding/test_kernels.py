@@ -111,6 +111,7 @@ def test_linear_with_all_that_may_follow(m: int, k: int, dtype: torch.dtype) -> 
     check_linear(x, weight, bias=bias, silu=True, residual=one_for_all, affine=(scale.abs(), shift))
     check_linear(x, weight, residual=one_for_all)
     check_linear(x, weight, bias=bias)
+    check_linear(x, weight, normal(k, dtype=dtype).abs(), bias=bias)  # q, k, v of Qwen2
 
 
 def check_linear(

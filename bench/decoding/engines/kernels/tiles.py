@@ -58,10 +58,12 @@ def row(n: int, k: int, gated: bool) -> RowTile:
     if columns <= 1024:
         return RowTile(2 if gated else 4, columns, 4)
     if columns <= 2048:
-        return RowTile(2, columns, 8)
+        return RowTile(4, 1024, 4) if k < columns <= n else RowTile(2, columns, 8)
     if gated:
         return RowTile(4, columns, 8)
-    return RowTile(2 if n > 4096 else 1, columns, 4)
+    if n > 4096:
+        return RowTile(2, columns, 4)
+    return RowTile(1, columns, 8 if k % columns else 4)
 
 
 def few(m: int, n: int, k: int, gated: bool) -> FewTile:
@@ -75,10 +77,12 @@ def few(m: int, n: int, k: int, gated: bool) -> FewTile:
 
 
 def stream(m: int, n: int, k: int, gated: bool, split: bool) -> StreamTile:
-    """Some 50 KB of weights in flight on every multiprocessor."""
+    """Some 50 KB of weights in flight on every multiprocessor: few outputs need more parts."""
+    if split and n < 2048:
+        return StreamTile(64, 128, 8, 4 if m <= 32 else 3, 4)
     if split:
         return StreamTile(64, 128, 4 if m <= 32 else 2, 4, 4)
-    if m <= 32:
+    if m <= 32 or (n * k < 2**23 if gated else k <= 2560):
         return StreamTile(64, 128, 1, 3, 4)
     if gated:
         return StreamTile(64, 64, 1, 4, 4) if n * k < 2**26 else StreamTile(128, 64, 1, 3, 4)
