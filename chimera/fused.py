@@ -23,6 +23,8 @@ def fits(model: Chimera, target: TargetModel) -> bool:
     """Whether the engine fuses matmuls with their neighbours, and the model has the form that this
     module computes: that of trained drafts, or of published ones."""
     config = model.config
+    if config.width:
+        return False
     if not (target.fuses and config.trigram and config.context and config.head_state):
         return False
     if config.own_heads:

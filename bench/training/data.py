@@ -16,6 +16,7 @@ from bench import files
 from bench.errors import UsageError
 
 CARD = "data.json"  # in a folder of shards
+REACH = 8  # tokens kept behind the last answer, since drafts reach beyond it
 STEP = 64  # lengths of training sequences are its multiples
 HELD_SHARE = 16
 HELD_MOST = 256
@@ -116,7 +117,7 @@ def _by_length(batch: Batch) -> list[Batch]:
     the target runs few tokens that say nothing. The shortest are first."""
     length = batch.ids.shape[1]
     last = (batch.roles * torch.arange(1, length + 1, device=batch.roles.device)).amax(dim=1)
-    ends = (last.div(STEP, rounding_mode="ceil").long() * STEP).clamp(STEP, None)
+    ends = (last + REACH + STEP - 1) // STEP * STEP
     found = []
     for end in ends.unique().tolist():
         rows = ends == end

@@ -23,7 +23,7 @@ from bench.cli import option
 from bench.decoding.decoder import TargetInfo
 from bench.decoding.drafts import trainable
 from bench.decoding.drafts.trainable import TrainableDraft
-from bench.decoding.drafts.weights import read_draft, save_draft
+from bench.decoding.drafts.weights import BITS, read_draft, save_draft
 from bench.errors import UsageError
 from bench.progress import Progress, note
 from bench.targets import registry as targets
@@ -82,7 +82,7 @@ class TrainConfig:
     eval_every: int = option(250, "steps between held-out statistics")
     save_every: int = option(0, "steps between saved states; 0 saves once a minute")
     stop_at: int = option(0, "stop early at this step; the same command resumes; 0: do not")
-    bits: int = option(8, "of saved matrices: 8, or 16 for bfloat16")
+    bits: int = option(8, "of saved matrices: 4 in groups, 8, or 16 for bfloat16")
     device: str = cli.device_option()
     dtype: str = cli.dtype_option()
 
@@ -146,6 +146,10 @@ class Trainer:
         for name in ("steps", "tokens", "anchors", "eval_every"):
             if getattr(config, name) < 1:
                 raise UsageError(f"{cli.flag(name)} must be at least 1")
+        if config.bits not in BITS:
+            raise UsageError(
+                f"--bits must be one of {', '.join(map(str, BITS))}, not {config.bits}"
+            )
         if not 0 <= config.tv <= 1:
             raise UsageError(f"--tv must lie in 0..1, not {config.tv}")
         kinds = {name: trainable.load(name) for name in config.method}

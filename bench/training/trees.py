@@ -66,7 +66,7 @@ def _command(flags: dict[str, Any]) -> int:
 def grow(config: TreesConfig) -> None:
     """Write the tree of every file."""
     cli.check_choices(config)
-    drafts = [(path, *_read(path)) for path in map(Path, config.weights)]
+    drafts = [(path, *read_weights(path)) for path in map(Path, config.weights)]
     if not drafts:
         raise UsageError("--weights needs at least one file")
     device, dtype = environment.settled(config.device, config.dtype)
@@ -91,7 +91,7 @@ def grow(config: TreesConfig) -> None:
         print(f"{path.name}: {json.dumps(source['accepted'])}", file=sys.stderr)
 
 
-def _read(path: Path) -> tuple[SavedDraft, Draft]:
+def read_weights(path: Path) -> tuple[SavedDraft, Draft]:
     """A saved draft and its model. UsageError where the file or its method is not known."""
     if not path.is_file():
         raise UsageError(f"--weights: there is no file {path}")

@@ -307,7 +307,7 @@ def test_kept_states_are_those_of_the_target() -> None:
 def test_rows_end_with_the_last_answer() -> None:
     ids = torch.arange(4 * 200).view(4, 200)
     roles = torch.zeros(4, 200, dtype=torch.bool)
-    roles[0, 10:64] = roles[1, 10:65] = roles[2, 199] = roles[3, 5] = True
+    roles[0, 10:56] = roles[1, 10:57] = roles[2, 199] = roles[3, 5] = True
     found = _by_length(Batch(ids, roles))
     assert [tuple(batch.ids.shape) for batch in found] == [(2, 64), (1, 128), (1, 200)]
     assert torch.equal(found[0].ids, ids[[0, 3], :64])

@@ -19,7 +19,10 @@ from bench.decoding.drafts.trainable import Draft
 from bench.errors import flat
 
 FORMAT = "chimera-bench-draft-1"
-SCALE = ":scale"  # suffix of the scales of an 8-bit matrix, one for each output channel
+SCALE = ":scale"  # suffix of the scales of an integer matrix, float [m, 1] or [m, n / GROUP]
+GROUP = 32  # inputs that share a scale in a 4-bit matrix
+STEPS = [0.7 + 0.025 * step for step in range(15)]  # scales tried, relative to the largest weight's
+BITS = (4, 8, 16)
 VOCABULARY = "vocabulary"  # int32 [V], target ids, the most frequent in answers first
 
 
@@ -48,16 +51,50 @@ def quantise(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return (matrix / scale).round().clamp(-127, 127).to(torch.int8), scale
 
 
+def quantise_groups(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """uint8 [m, n / 2] and float16 scales [m, n / GROUP] of a matrix [m, n]: integers -8 .. 7, two
+    a byte, the earlier one in the low half. The scale is the one, of those tried, of least squared
+    error; its sign makes the largest weight of a group negative, where the range is wider."""
+    m, n = matrix.shape
+    groups = matrix.view(m, n // GROUP, GROUP)
+    largest = groups.gather(-1, groups.abs().argmax(dim=-1, keepdim=True))
+    best = torch.zeros_like(largest)
+    least = torch.full_like(largest, torch.inf)
+    for step in STEPS:
+        scale = (largest * step / -8).half().float()
+        error = (_rounded(groups, scale) * scale - groups).square().sum(dim=-1, keepdim=True)
+        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
+    whole = (_rounded(groups, best) + 8).to(torch.uint8).view(m, n // 2, 2)
+    return whole[..., 0] | whole[..., 1] << 4, best.squeeze(-1).half()
+
+
+def _rounded(groups: Tensor, scale: Tensor) -> Tensor:
+    whole = groups / torch.where(scale == 0, 1.0, scale)
+    return whole.round().clamp(-8, 7)
+
+
+def dequantise(matrix: Tensor, scale: Tensor) -> Tensor:
+    """float32 [m, n] of what `quantise` (int8) or `quantise_groups` (uint8) gave."""
+    if matrix.dtype == torch.int8:
+        return matrix.float() * scale
+    m, half = matrix.shape
+    whole = torch.stack((matrix & 15, matrix >> 4), dim=-1).float() - 8  # [m, n / 2, 2]
+    return (whole.view(m, -1, 2 * half // scale.shape[1]) * scale.float()[..., None]).view(m, -1)
+
+
 def save_draft(
     path: Path, draft: Draft, vocabulary: Tensor, card: dict[str, Any], bits: int
 ) -> None:
-    """Write `draft` as safetensors, matrices in 8 bits or bfloat16, and its card as JSON."""
+    """Write `draft` as safetensors, matrices in `bits` of BITS, and its card as JSON. A matrix that
+    4-bit groups do not divide has 8 bits."""
     tensors: dict[str, Tensor] = {VOCABULARY: vocabulary.to(torch.int32)}
     for name, tensor in draft.state_dict().items():
         value = tensor.detach().float().cpu()
         if value.dim() < 2:
             tensors[name] = value
-        elif bits == 8:
+        elif bits == 4 and value.shape[1] % GROUP == 0:
+            tensors[name], tensors[name + SCALE] = quantise_groups(value)
+        elif bits < 16:
             tensors[name], tensors[name + SCALE] = quantise(value)
         else:
             tensors[name] = value.to(torch.bfloat16)
@@ -102,7 +139,7 @@ def read_draft(path: Path) -> SavedDraft:
     vocabulary = tensors.pop(VOCABULARY).long()
     scales = {name: tensors.pop(name) for name in list(tensors) if name.endswith(SCALE)}
     state = {
-        name: value.float() * scales[name + SCALE] if name + SCALE in scales else value.float()
+        name: dequantise(value, scales[name + SCALE]) if name + SCALE in scales else value.float()
         for name, value in tensors.items()
     }
     return SavedDraft(card["config"], card, state, vocabulary, files.sha256_of_file(path))
