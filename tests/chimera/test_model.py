@@ -27,6 +27,8 @@ CONFIGS = {
     "chimera_heads_o": replace(CHIMERA, head_state=False),
     "plus_no_context": replace(PLUS, context=False),
     "no_output_norm": replace(CHIMERA, out_norm=False),
+    "narrow": replace(CHIMERA, width=8),
+    "plus_narrow": replace(PLUS, width=8),
 }
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -66,8 +68,9 @@ def random_chimera(config: ChimeraConfig) -> Chimera:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
     for module in model.modules():
         if isinstance(module, Standardise):
-            module.mean.copy_(torch.randn(D, generator=generator))
-            module.scale.copy_(torch.rand(D, generator=generator) + 0.5)
+            size = len(module.mean)
+            module.mean.copy_(torch.randn(size, generator=generator))
+            module.scale.copy_(torch.rand(size, generator=generator) + 0.5)
     return model
 
 
