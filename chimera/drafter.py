@@ -51,7 +51,9 @@ class Drafter:
         self._pull = torch.zeros_like(self._state) if model.config.query_state else None
         self._fused: fused.FusedDraft | None = None
         if fused.fits(model, target):
-            self._fused = fused.FusedDraft(model, target, self._head)
+            self._fused = fused.FusedDraft(
+                model, target, self._embeddings.weight, self._head, self._bias
+            )
         self._ask = target.fuse(self._question)
         self._answer = target.fuse(self._reply)
         self._read = target.fuse(self._recall)

@@ -23,8 +23,6 @@ def fits(model: Chimera, target: TargetModel) -> bool:
     """Whether the engine fuses matmuls with their neighbours, and the model has the form that this
     module computes: that of trained drafts, or of published ones."""
     config = model.config
-    if config.width:
-        return False
     if not (target.fuses and config.trigram and config.context and config.head_state):
         return False
     if config.own_heads:
@@ -34,12 +32,20 @@ def fits(model: Chimera, target: TargetModel) -> bool:
 
 
 class FusedDraft:
-    """A draft model, bound to a target's embeddings and to the LM head [V', d] of a draft
-    vocabulary; None where the checkpoint has its own LM heads."""
+    """A draft model, bound to a target's embeddings [V, d] and to the LM head [V', d] of a draft
+    vocabulary, with a bias [V'] if the draft is narrow; None where the checkpoint has its own LM
+    heads. Of a narrow draft, d is its width."""
 
-    def __init__(self, model: Chimera, target: TargetModel, head: Tensor | None) -> None:
+    def __init__(
+        self,
+        model: Chimera,
+        target: TargetModel,
+        embeddings: Tensor,
+        head: Tensor | None,
+        bias: Tensor | None,
+    ) -> None:
         encoder, config = model.encoder, model.config
-        self._model, self._target, self._head = model, target, head
+        self._model, self._target, self._head, self._bias = model, target, head, bias
         self._length = target.length
         self._tables = (torch.empty(0), torch.empty(0))  # cos, sin [rows, D / 2]
         self._qkv = torch.cat((encoder.q_proj.weight, encoder.kv_proj.weight))
@@ -47,17 +53,17 @@ class FusedDraft:
         self._pull: Tensor | None = None
         if head is None:
             self._heads = [head.weight for head in heads]
-            self._from_h = torch.zeros_like(self._heads[0][:1, : config.hidden_size])  # h_t
+            self._from_h = torch.zeros_like(self._heads[0][:1, : config.size])  # h_t
         else:
             self._divide(heads)
         norm = model.trigram.norm
-        self.embeddings = target.embeddings().weight, (norm.mean, norm.scale)  # as `ops.embed` does
+        self.embeddings = embeddings, (norm.mean, norm.scale)  # as `ops.embed` does
         self._before = target.fuse(self._normed)
         self._pair = target.fuse(self._paired)
 
     def _divide(self, heads: list[nn.Linear]) -> None:
         """Split each head's matrix by input: o, or h_t. The query's matrix joins the latter."""
-        d, from_state = self._model.config.hidden_size, self._model.encoder.from_state
+        d, from_state = self._model.config.size, self._model.encoder.from_state
         self._heads = [head.weight[:, d:].contiguous() for head in heads]
         self._h_matrix = torch.cat([head.weight[:, :d] for head in heads])
         self._h_bias = torch.cat([head.bias for head in heads])[None]
@@ -133,7 +139,7 @@ class FusedDraft:
             residual=x,
             affine=(norm.scale, norm.mean),
         )
-        return ops.linear(z, self._head)
+        return ops.linear(z, self._head, bias=self._bias)
 
     def _normed(
         self, hidden: Tensor, taps: list[Tensor], path: Tensor, accepted: Tensor

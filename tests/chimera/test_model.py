@@ -133,6 +133,27 @@ def test_drafting_step_by_step_is_what_was_trained(config: ChimeraConfig, anchor
         torch.testing.assert_close(logits[0], expected, rtol=1e-4, atol=1e-4)
 
 
+class FusingTarget(EagerTarget):
+    fuses = True
+
+
+@pytest.mark.parametrize("name", ["chimera", "chimera_plus", "narrow", "plus_narrow"])
+def test_the_fused_draft_is_the_plain_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text, model = made_up(CONFIGS[name]), random_chimera(CONFIGS[name])
+    model.heads.state_norm.load_state_dict(model.encoder.state_norm.state_dict())
+    _, z = unroll(model, text, [6])
+    monkeypatch.setattr("tests.chimera.test_model.EagerTarget", FusingTarget)
+    bound = Bound(model, text)
+    assert bound.drafter._fused is not None
+    bound.commit(2)
+    bound.commit(7, padding=3)
+    for level in range(1, DEPTH + 1):
+        at = 6 + level
+        visible = torch.ones(1, level, dtype=torch.bool)
+        logits = bound.drafter.expand(text.ids[None, at - 2 : at + 1], level, visible)
+        torch.testing.assert_close(logits[0], text.head @ z[0, level - 1], rtol=1e-4, atol=1e-4)
+
+
 @each_config
 def test_nodes_beside_the_path_and_trees_before_change_nothing(config: ChimeraConfig) -> None:
     text, model, anchor = made_up(config), random_chimera(config), 6

@@ -247,10 +247,10 @@ def test_a_killed_training_resumes_and_a_finished_one_is_left_alone(
     flags += ["--eval-every", "2", "--save-every", "2"]
     step = Trainer._step
 
-    def killed(trainer: Trainer, batch: Batch) -> dict[str, Any]:
+    def killed(trainer: Trainer, group: int, rows: torch.Tensor) -> dict[str, Any]:
         if trainer.progress.step == 5:
             raise KeyboardInterrupt
-        return step(trainer, batch)
+        return step(trainer, group, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_step", killed)
