@@ -45,6 +45,7 @@ COMMANDS = {
     ),
     "distill": Command("bench.training.distill", "have a model write its drafts' training set"),
     "train": Command("bench.training.train", "train drafts on that set"),
+    "requantise": Command("bench.training.requantise", "save trained drafts in fewer bits"),
     "trees": Command("bench.training.trees", "grow the static trees of trained drafts"),
 }
 

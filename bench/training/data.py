@@ -65,6 +65,7 @@ class Shards:
             "sha256": files.sha256_of_bytes(json.dumps(cards, sort_keys=True).encode()),
             "settings": [card["settings"] for card in cards],
         }
+        self._train.sort(key=lambda batch: batch.ids.shape[1])
         self.target = {card["target"] for card in cards}
 
     def schedule(self, tokens: int, seed: int, epoch: int) -> list[tuple[int, Tensor]]:
@@ -91,6 +92,11 @@ class Shards:
     def length(self, group: int) -> int:
         """Tokens of each of them."""
         return self._train[group].ids.shape[1]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest training sequences."""
+        return self.length(len(self._train) - 1)
 
     def held(self, size: int) -> list[Batch]:
         """The held-out sequences in batches of at most `size`."""

@@ -15,26 +15,36 @@ from bench.questions import registry
 from bench.run import __main__ as run
 from bench.run import methods, preflight
 from bench.targets import registry as targets
-from bench.training import distill, train, trees
+from bench.training import distill, requantise, train, trees
+from bench.training.prompts import __main__ as prompts
 from tests import harness
 from tests.qwen2 import save_qwen2
 from tests.test_readme import blocks
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs/train-a-draft.md"
 MODULES: dict[str, Any] = {
+    "bench.training.prompts": prompts,
     "bench.training.distill": distill,
+    "bench.training.requantise": requantise,
     "bench.training.train": train,
     "bench.training.trees": trees,
     "bench.run": run,
 }
+ON_CPU = ("--device", "cpu")
 # Flags behind the document's own, which they replace, so that a command takes seconds.
 SMALL = {
-    "bench.training.distill": ("--sequences", "24", "--length", "96", "--user-tokens", "12"),
-    "bench.training.train": ("--steps", "2", "--tokens", "768", "--anchors", "4"),
-    "bench.training.trees": ("--length", "256"),
+    "bench.training.prompts": ("--count", "60"),
+    "bench.training.distill": (
+        *("--sequences", "24", "--length", "96", "--user-tokens", "12"),
+        *ON_CPU,
+    ),
+    "bench.training.train": ("--steps", "2", "--tokens", "768", "--anchors", "4", *ON_CPU),
+    "bench.training.trees": ("--length", "256", *ON_CPU),
+    "bench.training.requantise": (),
     "bench.run": (
         *("--limit", "1", "--turns", "1", "--max-new-tokens", "8", "--repeats", "1"),
         *("--no-report", "--out", "out"),
+        *ON_CPU,
     ),
 }
 
@@ -50,7 +60,7 @@ def call(words: list[str]) -> int:
     python, dash_m, module, *argv = words
     assert (python, dash_m) == ("python", "-m")
     with harness.one_thread():
-        code: int = MODULES[module].main([*argv, *SMALL[module], "--device", "cpu"])
+        code: int = MODULES[module].main([*argv, *SMALL[module]])
     return code
 
 
