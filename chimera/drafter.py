@@ -41,7 +41,7 @@ class Drafter:
         if model.narrow is not None and self._head is not None:
             self._head, self._bias = model.narrow.head(self._head)
             table = model.narrow.embeddings(self._embeddings.weight)
-            self._embeddings = nn.Embedding.from_pretrained(table)
+            self._embeddings = nn.Embedding(*table.shape, _weight=table).requires_grad_(False)
         self._score = None if self._head is None else target.product(self._head)
         self._spare = spare
         self._rows = torch.empty(0)  # keys and values, [2, H, rows, D]
@@ -197,7 +197,7 @@ class Drafter:
         if into is not None:
             rotation = encoder.rotation(position)
             _write(into, rows, *encoder.keys_values(encoder.own_context(o), rotation))
-        z = self.model.heads(state.expand_as(o), o, level)
+        z: Tensor = self.model.heads(state.expand_as(o), o, level)
         if self._score is None:
             return z
         logits: Tensor = self._score(z)

@@ -125,7 +125,7 @@ def _by_length(batch: Batch) -> list[Batch]:
     last = (batch.roles * torch.arange(1, length + 1, device=batch.roles.device)).amax(dim=1)
     ends = (last + REACH + STEP - 1) // STEP * STEP
     found = []
-    for end in ends.unique().tolist():
+    for end in sorted(set(ends.tolist())):
         rows = ends == end
         found.append(Batch(batch.ids[rows, :end], batch.roles[rows, :end]))
     return found

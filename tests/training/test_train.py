@@ -294,7 +294,7 @@ def test_kept_states_are_those_of_the_target() -> None:
         lambda _m, _a, kwargs, _o: run.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     for _ in range(2):
-        for rows in torch.randperm(10, generator=generator).split(5):
+        for rows in torch.split(torch.randperm(10, generator=generator), 5):
             hidden, taps = kept(0, 10, rows, ids[rows])
             counted = len(run)
             plain, streams = states(ids[rows])
