@@ -41,7 +41,9 @@ class Drafter:
         if model.narrow is not None and self._head is not None:
             self._head, self._bias = model.narrow.head(self._head)
             table = model.narrow.embeddings(self._embeddings.weight)
-            self._embeddings = nn.Embedding(*table.shape, _weight=table).requires_grad_(False)
+            self._embeddings = nn.Embedding(
+                len(table), table.shape[1], _weight=table
+            ).requires_grad_(False)
         self._score = None if self._head is None else target.product(self._head)
         self._spare = spare
         self._rows = torch.empty(0)  # keys and values, [2, H, rows, D]
