@@ -88,7 +88,7 @@ def grow(config: TreesConfig) -> None:
         found = draft_ranks(draft.to(weight.device).eval(), head, states, ids, roles)
         source = {"set": "tuning", "sha256": questions.sha256, **statistics(found)}
         rewrite_card(path, {"tree": tree(found), "tree_source": source})
-        print(f"{path.name}: {json.dumps(source['accepted'])}", file=sys.stderr)
+        print(f"{path}: {json.dumps(source['accepted'])}", file=sys.stderr)
 
 
 def read_weights(path: Path) -> tuple[SavedDraft, Draft]:
