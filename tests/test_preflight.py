@@ -56,8 +56,8 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_prints_the_command_of_a_dry_run(capfd: pytest.CaptureFixture[str]) -> None:
     Path("a folder").mkdir()
     Path(saved()).rename("a folder/mine")
-    flags = ("--models", "./a folder/mine", "--methods", "medusa", "--limit", "1", "--turns", "1")
-    flags += ("--datasets", harness.QUESTIONS, "--max-new-tokens", "2", "--out", "out")
+    flags = ["--models", "./a folder/mine", "--methods", "medusa", "--limit", "1", "--turns", "1"]
+    flags += ["--datasets", harness.QUESTIONS, "--max-new-tokens", "2", "--out", "out"]
     found = []
     for more in (["--dry-run"], ["--no-report"], []):
         assert main([*flags, *more]) == 0

@@ -53,13 +53,6 @@ def test_a_skipped_turn_is_no_failure(tmp_path: Path) -> None:
     assert "failed" not in text
 
 
-def test_parameters_at_their_defaults_are_left_out(tmp_path: Path) -> None:
-    params = {"n": 3, "k": 10}
-    lines = [r | {"method": "prompt_lookup", "params": params} for r in duel()[1::2]]
-    text = terminal.overview(page_of(tmp_path, [*duel()[::2], *lines]), 80)
-    assert "  prompt_lookup  " in text
-
-
 def test_unknown_figures_are_dashes(tmp_path: Path) -> None:
     text = terminal.overview(page_of(tmp_path, duel(model="synthetic:tiny")), 80)
     (line,) = (line for line in text.splitlines() if "fast" in line)
