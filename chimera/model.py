@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.decoding.drafts.chains import attend_chain
 from bench.decoding.drafts.trainable import Draft
 
 Rotation = tuple[Tensor, Tensor]
@@ -448,7 +449,7 @@ class Chimera(Draft):
             u = u if pull is None else u + pull
             rotation = encoder.rotation(positions)
             q, k, v = encoder.queries(u, rotation)
-            attended = _attend_chain(q, keys, values, seen, [*own, (k, v)])
+            attended = attend_chain(q, keys, values, seen, [*own, (k, v)])
             o = encoder.finish(u, attended)
             if encoder.sees_context:
                 own.append(encoder.keys_values(encoder.own_context(o), rotation))
@@ -471,26 +472,6 @@ class Chimera(Draft):
         z = torch.stack([self.heads(h, each, level) for level, each in estimates], dim=-2)
         added: Tensor = self.sequential.from_estimate(self.heads.state_norm(o))
         return z, added
-
-
-def _attend_chain(
-    q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, own: list[tuple[Tensor, Tensor]]
-) -> Tensor:
-    """Attention of anchors over the shared context and their own few keys.
-
-    q: [B, A, H, D]; keys, values: [B, T, H, D]; seen: bool [B, A, T]; own: of [B, A, H, D] each.
-    """
-    scale = q.shape[-1] ** -0.5
-    context = torch.einsum("bahd,bthd->bhat", q, keys) * scale
-    context = context.masked_fill(~seen[:, None], -torch.inf)
-    mine = torch.stack([(q * k).sum(dim=-1) for k, _ in own], dim=-1) * scale  # [B, A, H, j]
-    scores = torch.cat((context, mine.transpose(1, 2)), dim=-1)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
-    shared, private = weights[..., : keys.shape[1]], weights[..., keys.shape[1] :]
-    attended = torch.einsum("bhat,bthd->bahd", shared, values)
-    for j, (_, v) in enumerate(own):
-        attended = attended + private[..., j].transpose(1, 2)[..., None] * v
-    return attended
 
 
 def _attend_blocks(
