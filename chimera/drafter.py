@@ -25,6 +25,9 @@ class Drafter:
     Row i of the draft's cache is position i: the first `target.length` rows come from the target's
     true states, the rows after them from the encoder's own outputs in the tree being drafted.
     Everything but `start` is a function of tensors, so that engines can capture it.
+
+    Attributes:
+        vocabulary: int64 [V'], the target's ids that can be drafted.
     """
 
     def __init__(self, model: Chimera, target: TargetModel, vocabulary: Tensor, spare: int) -> None:
@@ -33,11 +36,11 @@ class Drafter:
         self.model = model
         self._target = target
         self._embeddings: nn.Embedding = target.embeddings()
-        self._vocabulary = vocabulary.to(target.device)
+        self.vocabulary = vocabulary.to(target.device)
         self._head: Tensor | None = None
         self._bias: Tensor | None = None
         if not model.config.own_heads:
-            self._head = target.head().weight[self._vocabulary].contiguous()
+            self._head = target.head().weight[self.vocabulary].contiguous()
         if model.narrow is not None and self._head is not None:
             self._head, self._bias = model.narrow.head(self._head)
             table = model.narrow.embeddings(self._embeddings.weight)
@@ -145,10 +148,6 @@ class Drafter:
         attended = self._target.attend(q, self._rows[0], self._rows[1], self._block)
         return self._estimate(u, attended, self._state)
 
-    def token(self, index: Tensor) -> Tensor:
-        """Target ids of indices into the draft vocabulary."""
-        return self._vocabulary[index]
-
     def best(self, logits: Tensor, count: int) -> Tensor:
         """[n, count]: indices of the likeliest drafts of each row of [n, V']."""
         return self._target.top(logits, count)[1]
@@ -165,7 +164,7 @@ class Drafter:
         if self._fused is None:
             return (*self._spread(*given, level.inner), None)
         shape = (level.place, len(level.inner))
-        return ops.sprout(*given, *shape, self._vocabulary, *self._fused.embeddings)
+        return ops.sprout(*given, *shape, self.vocabulary, *self._fused.embeddings)
 
     def rewind(self) -> None:
         """Discard the drafted tree."""
@@ -283,7 +282,7 @@ class Drafter:
         self, above: Tensor, best: Tensor, parent: Tensor, rank: Tensor, inner: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(trigrams [m, 3] of a level's nodes, those of its nodes `inner`)."""
-        nodes = ops.children(above, best, parent, rank, self._vocabulary)
+        nodes = ops.children(above, best, parent, rank, self.vocabulary)
         return nodes, nodes[inner]
 
 
@@ -385,15 +384,13 @@ class ConfidentGrower(Grower):
         drafter.rewind()
         trigrams = recent[None]  # [n, 3], of the nodes expanded last
 
-        def expand(
-            tokens: Tensor, above: Tensor, level: int, visible: Tensor, last: bool
-        ) -> Tensor:
+        def expand(tokens: Tensor, above: Tensor, level: int, visible: Tensor) -> Tensor:
             nonlocal trigrams
             if level > 1:
                 trigrams = self._next(trigrams, above, tokens)
-            return drafter.expand(trigrams, level, visible, last=last)
+            return drafter.expand(trigrams, level, visible, last=level == self.depth)
 
-        return self._tree.grow(recent[2:], expand, drafter.token)
+        return self._tree.grow(recent[2:], expand, drafter.vocabulary)
 
 
 def _followed_by(trigrams: Tensor, above: Tensor, tokens: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ paths; of all candidates the `nodes` likeliest make the tree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol, TypeAlias
 
 import torch
@@ -23,9 +22,7 @@ Candidates: TypeAlias = tuple[Tensor, Tensor, Tensor]
 class Expand(Protocol):
     """A draft model, as a growing tree asks for it."""
 
-    def __call__(
-        self, tokens: Tensor, above: Tensor, level: int, visible: Tensor, last: bool
-    ) -> Tensor:
+    def __call__(self, tokens: Tensor, above: Tensor, level: int, visible: Tensor) -> Tensor:
         """logits [n, V'] of the children of n nodes, which lie at depth `level`, from 1.
 
         Args:
@@ -34,7 +31,6 @@ class Expand(Protocol):
                 expanded; 0 for the root.
             visible: bool [n, rows], which of the tree's expanded nodes each one sees: its ancestors
                 and itself. Rows are in the order of expansion.
-            last: no deeper level follows.
         """
 
 
@@ -58,8 +54,8 @@ class ConfidentTree:
         self._alone = torch.eye(beam, dtype=torch.bool, device=target.device)
         self._root_rows = int(root_row)
 
-    def grow(self, root: Tensor, expand: Expand, token: Callable[[Tensor], Tensor]) -> TokenTree:
-        """The tree below `root`, int64 [1]; `token` gives target ids of indices into V'."""
+    def grow(self, root: Tensor, expand: Expand, vocabulary: Tensor) -> TokenTree:
+        """The tree below `root`, int64 [1]; `vocabulary` int64 [V'] has the target's ids."""
         device = root.device
         found: list[Candidates] = []  # by level
         tokens, above = root, torch.zeros_like(root)  # nodes to expand,
@@ -68,11 +64,10 @@ class ConfidentTree:
         visible = self._alone[:1, : self._root_rows]  # rows of their ancestors and their own
         count = 0
         for level in range(1, self.depth + 1):
-            last = level == self.depth
-            logits = expand(tokens, above, level, visible, last)
+            logits = expand(tokens, above, level, visible)
             likely, index = self._target.likeliest(logits, self._beam)
-            found.append(self._spread(number, path, likely, token(index)))
-            if not last:
+            found.append(self._spread(number, path, likely, vocabulary[index]))
+            if level < self.depth:
                 kept = self._target.top(found[-1][2][None], self._beam)[1][0]  # of n * beam
                 tokens, above, path, number, visible = self._onward(found[-1], kept, visible, count)
                 count += len(found[-1][2])
