@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.decoding.drafts.chains import attend_chain
+from bench.decoding.drafts.norms import RMSNorm, Standardise
 from bench.decoding.drafts.trainable import Draft
 
 Rotation = tuple[Tensor, Tensor]
@@ -100,35 +101,6 @@ class ChimeraConfig:
 
     def to_dict(self) -> dict[str, object]:
         return {**asdict(self), "taps": list(self.taps)}
-
-
-class Standardise(nn.Module):
-    """(x - mean) / scale per dimension, measured once before training.
-
-    A third of the energy of h and almost half of that of e is a common mean; removing it speeds up
-    training. `inverse` maps an estimate back to the scale of h.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("scale", torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.scale
-
-    def inverse(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.mean
-
-
-class RMSNorm(nn.RMSNorm):
-    """RMS norm in its weight's precision, so that it stays one kernel under autocast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
 
 
 class TrigramEncoder(nn.Module):
@@ -397,8 +369,7 @@ class Chimera(Draft):
             pairs += [(self.narrow.embedding_norm, embeddings), (self.narrow.state_norm, hidden)]
         for norm, x in pairs:
             assert isinstance(norm, Standardise)
-            norm.mean.copy_(x.float().mean(dim=0))
-            norm.scale.copy_(x.float().std(dim=0).clamp(min=1e-4))
+            norm.measure(x)
 
     def forward(
         self,

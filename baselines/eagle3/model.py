@@ -25,6 +25,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from bench.decoding.drafts.chains import attend_chain
+from bench.decoding.drafts.norms import RMSNorm, Standardise
 from bench.decoding.drafts.products import Product, plain
 from bench.decoding.drafts.trainable import Draft
 from bench.decoding.engines import ops
@@ -69,13 +70,6 @@ def tapped_layers(layers: int) -> tuple[int, ...]:
     return (min(2, layers), max(layers // 2, 1), max(layers - 3, 1))
 
 
-class RMSNorm(nn.RMSNorm):
-    """RMS norm in its weight's precision, also under autocast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
-
-
 class Eagle3(Draft):
     """The draft model; the embeddings are the target's.
 
@@ -86,17 +80,13 @@ class Eagle3(Draft):
 
     config: Eagle3Config
     vocabulary: Tensor | None = None
-    mean: Tensor
-    scale: Tensor
 
     def __init__(self, config: Eagle3Config) -> None:
         super().__init__()
         self.config = config
         d, inner = config.hidden_size, config.heads * config.head_dim
         outputs = inner + 2 * config.kv_heads * config.head_dim
-        # Deviations and mean of the taps, measured before training; 1 and 0 in published drafts.
-        self.register_buffer("mean", torch.zeros(3 * d))
-        self.register_buffer("scale", torch.ones(3 * d))
+        self.tap_norm = Standardise(3 * d)  # nothing is measured in published drafts
         self.fc = nn.Linear(3 * d, d, bias=False)
         self.input_layernorm, self.hidden_norm = RMSNorm(d, config.eps), RMSNorm(d, config.eps)
         self.qkv = nn.Linear(2 * d, outputs, bias=False)
@@ -134,16 +124,14 @@ class Eagle3(Draft):
     def standardise(self, embeddings: Tensor, hidden: Tensor, taps: list[Tensor]) -> None:
         """Measure the taps' mean and deviation; the output norm starts at a part of the deviation
         of h, so that the head, which starts as the target's, gives flat distributions."""
-        joined = torch.cat(taps, dim=-1).float()
-        self.mean.copy_(joined.mean(dim=0))
-        self.scale.copy_(joined.std(dim=0).clamp(min=1e-4))
+        self.tap_norm.measure(torch.cat(taps, dim=-1))
         self.norm.weight.copy_(0.3 * hidden.float().std(dim=0))
 
     # The equations. Shapes: any number n of positions, or leading batch dimensions.
 
     def features(self, taps: list[Tensor], product: Product = plain) -> Tensor:
         """f [n, d] of verified positions from l, m and h, each [n, d]."""
-        return product(self.fc, (torch.cat(taps, dim=-1) - self.mean) / self.scale)
+        return product(self.fc, self.tap_norm(torch.cat(taps, dim=-1)))
 
     def inputs(self, embeddings: Tensor, f: Tensor) -> Tensor:
         """[RMS(e_{i+1}); RMS(f_i)] [n, 2d]."""

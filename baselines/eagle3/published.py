@@ -26,6 +26,7 @@ from transformers import LlamaConfig
 from baselines.eagle3.model import Eagle3, Eagle3Config, tapped_layers
 from bench.decoding.drafts import checkpoint
 from bench.decoding.drafts.checkpoint import CheckpointError
+from bench.decoding.drafts.norms import Standardise
 from bench.decoding.drafts.weights import randomise
 from bench.errors import one_line
 from bench.files import sha256_of_files
@@ -95,8 +96,10 @@ def load(location: Path, hidden_size: int, vocab_size: int, layers: int) -> tupl
         raise CheckpointError(f"{error}; {KNOWN}") from error
     with torch.device("meta"):
         draft = Eagle3(config)
-    ones = {"mean": torch.zeros(3 * hidden_size), "scale": torch.ones(3 * hidden_size)}
-    draft.load_state_dict(_joined(tensors) | ones, assign=True)
+    draft.tap_norm = Standardise(3 * hidden_size)
+    draft.load_state_dict(
+        _joined(tensors) | draft.tap_norm.state_dict(prefix="tap_norm."), assign=True
+    )
     draft.vocabulary = vocabulary
     return draft.requires_grad_(False).eval(), sha256_of_files([settings, file])
 
