@@ -401,21 +401,24 @@ def test_a_target_without_weights_gets_a_command(known: Known) -> None:
 
 
 @pytest.mark.parametrize(
-    ("folder", "said"),
+    ("name", "said"),
     [
-        (lambda path: path, "holds no EAGLE-3 draft: found asked.jsonl;"),
-        (lambda path: path / "missing", "is no local file or folder"),
+        ("", "holds no EAGLE-3 draft: found asked.jsonl, other;"),
+        ("missing", "is no local file or folder"),
+        ("other", f"config.json is for hidden size {D}, and the target has 96;"),
     ],
 )
-def test_a_folder_without_a_draft_is_one_line(
-    folder: Callable[[Path], Path],
+def test_a_folder_that_is_no_draft_for_the_target_is_one_line(
+    name: str,
     said: str,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     harness.work_in(tmp_path, monkeypatch)
-    flags = ("--methods", "eagle3", "--checkpoint", f"eagle3={folder(tmp_path)}", "--dry-run")
+    saved(tmp_path / "other")
+    flags = ("--methods", "eagle3", "--checkpoint", f"eagle3={tmp_path / name}")
     assert harness.run(*flags) == 2
     (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("error: --checkpoint eagle3=")
     assert said in line

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from baselines.eagle3 import published
 from baselines.eagle3.model import Eagle3 as Eagle3Model
-from bench.decoding.decoder import Settings
+from bench.decoding.decoder import Settings, TargetInfo
 from bench.decoding.drafts.confident import ConfidentTree
 from bench.decoding.drafts.loading import DraftModelDecoder, PublishedLayouts
 from bench.decoding.drafts.products import products
@@ -79,6 +79,11 @@ class Eagle3(DraftModelDecoder[Eagle3Model]):
         self._draft, self._follow = target.capture(self._tree), target.capture(self._observe)
         self._pair, self._place = target.fuse(self._paired), target.fuse(self._placed)
         self._read = target.fuse(self._path_read)
+
+    @classmethod
+    def check_published(cls, target: TargetInfo, location: Path) -> None:
+        if target.hidden_size and target.vocab_size and target.layers:
+            published.check(location, target.hidden_size, target.vocab_size, target.layers)
 
     def load_published(self, target: TargetModel, location: Path) -> tuple[Eagle3Model, str]:
         return published.load(location, target.hidden_size, target.vocab_size, target.layers)

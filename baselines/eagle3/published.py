@@ -71,37 +71,35 @@ def files(location: Path) -> list[Path]:
     )
 
 
-def load(location: Path, hidden_size: int, vocab_size: int, layers: int) -> tuple[Eagle3, str]:
-    """The draft for a target of that shape, in the file's own precision, and the sha256 of its
-    settings and weights.
-
-    Args:
-        location: a folder, or its file with weights.
-        hidden_size: d.
-        vocab_size: V.
-        layers: L.
-
-    Raises CheckpointError, one line that names what was found and the known layouts.
-    """
+def check(
+    location: Path, hidden_size: int, vocab_size: int, layers: int
+) -> tuple[Eagle3Config, dict[str, Tensor], Tensor]:
+    """(settings, tensors by the authors' names, vocabulary int64 [V']) of a checkpoint for a target
+    of that shape: d, V and L. CheckpointError, one line that names what was found and the known
+    layouts, where it is another's or not whole."""
     (file,) = files(location)
-    settings = file.parent / CONFIG
     try:
-        raw = _read(settings)
-        config = _shape(raw, hidden_size, vocab_size, layers)
+        config = _shape(_read(file.parent / CONFIG), hidden_size, vocab_size, layers)
         found = checkpoint.read(file)
         vocabulary = _vocabulary(file.name, found, config.vocabulary, vocab_size)
         tensors = _renamed(found)
         checkpoint.check(file.name, tensors, _shapes(config))
     except CheckpointError as error:
         raise CheckpointError(f"{error}; {KNOWN}") from error
+    return config, tensors, vocabulary
+
+
+def load(location: Path, hidden_size: int, vocab_size: int, layers: int) -> tuple[Eagle3, str]:
+    """The draft of a folder, or of its file with weights, in the file's own precision, and the
+    sha256 of its settings and weights. CheckpointError as `check` raises it."""
+    config, tensors, vocabulary = check(location, hidden_size, vocab_size, layers)
     with torch.device("meta"):
         draft = Eagle3(config)
-    draft.tap_norm = Standardise(3 * hidden_size)
-    draft.load_state_dict(
-        _joined(tensors) | draft.tap_norm.state_dict(prefix="tap_norm."), assign=True
-    )
+    identity = Standardise(3 * hidden_size).state_dict(prefix="tap_norm.")
+    draft.load_state_dict(_joined(tensors) | identity, assign=True)
     draft.vocabulary = vocabulary
-    return draft.requires_grad_(False).eval(), sha256_of_files([settings, file])
+    (file,) = files(location)
+    return draft.requires_grad_(False).eval(), sha256_of_files([file.parent / CONFIG, file])
 
 
 def random(target: Any, device: torch.device, dtype: torch.dtype) -> tuple[Eagle3, str]:
