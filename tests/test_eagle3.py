@@ -113,7 +113,8 @@ def load(folder: Path, d: int = D, vocab: int = V, layers: int = LAYERS) -> Any:
 
 
 def norm(x: Tensor, weight: Tensor) -> Tensor:
-    return x / (x.square().mean(dim=-1, keepdim=True) + SHAPE["rms_norm_eps"]).sqrt() * weight
+    size: Tensor = x.square().mean(dim=-1, keepdim=True) + SHAPE["rms_norm_eps"]
+    return x / size.sqrt() * weight
 
 
 def published_graph(
@@ -304,7 +305,7 @@ def check_trees(decoder: Eagle3, known: Known) -> None:
         return trees[-1]
 
     trees: list[TokenTree] = []
-    decoder._grower._stay = noted  # type: ignore[assignment]
+    decoder._grower._stay = noted
     decoder.draft = drafted  # type: ignore[method-assign]
     text = prompt
     for _, block in zip(range(7), decoder.decode(prompt, Sampling()), strict=False):

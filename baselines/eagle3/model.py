@@ -106,7 +106,7 @@ class Eagle3(Draft):
         return self.config.taps
 
     @property
-    def own_head(self) -> nn.Parameter:
+    def own_head(self) -> Tensor:
         return self.lm_head.weight
 
     @torch.no_grad()
@@ -155,7 +155,8 @@ class Eagle3(Draft):
         """(q [n, H, D], k, v [n, G, D]) of a product [n, (H + 2G) D], at positions with cos and
         sin, [n, D / 2] each."""
         H, G = self.config.heads, self.config.kv_heads
-        q, k, v = qkv.unflatten(-1, (-1, self.config.head_dim)).split([H, G, G], dim=-2)
+        split = qkv.view(*qkv.shape[:-1], -1, self.config.head_dim)
+        q, k, v = split.split([H, G, G], dim=-2)
         turn = cos[..., None, :], sin[..., None, :]
         return ops.rotated(q, *turn), ops.rotated(k, *turn), v
 

@@ -95,7 +95,8 @@ class Trainee:
 
 
 def _optimizers(draft: Draft, rates: Rates) -> list[torch.optim.Optimizer]:
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for parameter in draft.parameters():
         inner = parameter.dim() == 2 and parameter is not draft.own_head
         (matrices if inner else others).append(parameter)

@@ -132,7 +132,7 @@ def trained(name: str, run: int) -> Path:
     folder = data(name)
     model = name if name.startswith(PREDICTABLE) else str(folder.parent / name)
     settings_of = RUNS[run]
-    out = folder.parent / "trained" / settings_of["method"][-1]
+    out: Path = folder.parent / "trained" / settings_of["method"][-1]
     last = {"eval_every": settings_of["steps"] // 3, "save_every": settings_of["steps"]}
     Trainer(settings(folder, out, model=model, **settings_of, **last)).run()
     return out

@@ -56,7 +56,7 @@ class Draft(nn.Module, ABC):
         return ()
 
     @property
-    def own_head(self) -> nn.Parameter | None:
+    def own_head(self) -> Tensor | None:
         """The draft's own LM head [V', d], for the V' most frequent tokens. It starts as the
         target's and is trained with the draft; None where the draft uses the target's."""
         return None
