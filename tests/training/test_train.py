@@ -86,6 +86,15 @@ def test_the_card_tells_how_a_draft_was_made(method: str) -> None:
     assert (path.parent / "curve.svg").stat().st_size > 0
 
 
+def test_a_head_of_the_drafts_own_starts_as_the_targets_and_is_trained() -> None:
+    saved = read_draft(drafts.weights(PREDICTABLE, "eagle3"))
+    own = saved.state["lm_head.weight"]
+    target = drafts.MODELS[PREDICTABLE]().lm_head.weight[saved.vocabulary[: len(own)]]
+    alike = torch.nn.functional.cosine_similarity(own, target)
+    assert 0.3 < float(alike.mean()) < 0.999
+    assert float(alike.mean()) > 2 * float(alike.std())
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_eight_bits_cost_little(method: str) -> None:
     card = read_draft(drafts.weights(PREDICTABLE, method)).card
