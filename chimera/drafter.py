@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.decoding.drafts.confident import ConfidentTree
 from bench.decoding.drafts.ranks import RankPath
 from bench.decoding.engines import ops
 from bench.decoding.target import TargetModel
@@ -25,6 +25,9 @@ class Drafter:
     Row i of the draft's cache is position i: the first `target.length` rows come from the target's
     true states, the rows after them from the encoder's own outputs in the tree being drafted.
     Everything but `start` is a function of tensors, so that engines can capture it.
+
+    Attributes:
+        vocabulary: int64 [V'], the target's ids that can be drafted.
     """
 
     def __init__(self, model: Chimera, target: TargetModel, vocabulary: Tensor, spare: int) -> None:
@@ -33,11 +36,11 @@ class Drafter:
         self.model = model
         self._target = target
         self._embeddings: nn.Embedding = target.embeddings()
-        self._vocabulary = vocabulary.to(target.device)
+        self.vocabulary = vocabulary.to(target.device)
         self._head: Tensor | None = None
         self._bias: Tensor | None = None
         if not model.config.own_heads:
-            self._head = target.head().weight[self._vocabulary].contiguous()
+            self._head = target.head().weight[self.vocabulary].contiguous()
         if model.narrow is not None and self._head is not None:
             self._head, self._bias = model.narrow.head(self._head)
             table = model.narrow.embeddings(self._embeddings.weight)
@@ -145,10 +148,6 @@ class Drafter:
         attended = self._target.attend(q, self._rows[0], self._rows[1], self._block)
         return self._estimate(u, attended, self._state)
 
-    def token(self, index: Tensor) -> Tensor:
-        """Target ids of indices into the draft vocabulary."""
-        return self._vocabulary[index]
-
     def best(self, logits: Tensor, count: int) -> Tensor:
         """[n, count]: indices of the likeliest drafts of each row of [n, V']."""
         return self._target.top(logits, count)[1]
@@ -165,7 +164,7 @@ class Drafter:
         if self._fused is None:
             return (*self._spread(*given, level.inner), None)
         shape = (level.place, len(level.inner))
-        return ops.sprout(*given, *shape, self._vocabulary, *self._fused.embeddings)
+        return ops.sprout(*given, *shape, self.vocabulary, *self._fused.embeddings)
 
     def rewind(self) -> None:
         """Discard the drafted tree."""
@@ -283,7 +282,7 @@ class Drafter:
         self, above: Tensor, best: Tensor, parent: Tensor, rank: Tensor, inner: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(trigrams [m, 3] of a level's nodes, those of its nodes `inner`)."""
-        nodes = ops.children(above, best, parent, rank, self._vocabulary)
+        nodes = ops.children(above, best, parent, rank, self.vocabulary)
         return nodes, nodes[inner]
 
 
@@ -373,75 +372,27 @@ class StaticGrower(Grower):
         return TokenTree(torch.cat(trigrams)[:, 2], self.topology)
 
 
-# The m candidate nodes of a level: trigrams [m, 3], parents' numbers [m], log-probabilities of
-# their paths [m].
-_Candidates: TypeAlias = tuple[Tensor, Tensor, Tensor]
-
-
 class ConfidentGrower(Grower):
-    """A tree of the likeliest paths: each level expands the `beam` best nodes of the level above,
-    and the `nodes` best of all candidates are kept (EAGLE-2, arXiv 2406.16858, section 4)."""
+    """A tree of the likeliest paths; see `ConfidentTree`."""
 
     def __init__(self, nodes: int, depth: int, beam: int, target: TargetModel) -> None:
-        self._nodes, self.depth, self._beam = nodes, depth, beam
-        self._target = target
-        self._spread = target.fuse(self._candidates)
-        self._onward = target.fuse(self._frontier)
-        self._stay = target.fuse(self._best)
-        self._alone = torch.eye(beam, dtype=torch.bool, device=target.device)
+        self._tree = ConfidentTree(nodes, depth, beam, target)
+        self.depth = depth
+        self._next = target.fuse(_followed_by)
 
     def grow(self, drafter: Drafter, recent: Tensor) -> TokenTree:
         drafter.rewind()
-        device = recent.device
-        found: list[_Candidates] = []  # by level
-        frontier = recent[None]  # [n, 3], nodes to expand,
-        number = torch.full((1,), -1, device=device)  # their numbers as candidates, the root -1,
-        path = torch.zeros(1, device=device)  # and log-probabilities of their paths
-        visible = self._alone[:1, :1]  # rows of their ancestors and their own
-        count = 0
-        for level in range(1, self.depth + 1):
-            logits = drafter.expand(frontier, level, visible, last=level == self.depth)
-            likely, index = self._target.likeliest(logits, self._beam)
-            found.append(self._spread(frontier, number, path, likely, drafter.token(index)))
-            if level < self.depth:
-                kept = self._target.top(found[-1][2][None], self._beam)[1][0]  # of n * beam
-                frontier, path, number, visible = self._onward(found[-1], kept, visible, count)
-                count += len(found[-1][2])
-        trigrams, parents, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
-        chosen, above = self._stay(parents, scores)
-        tokens = torch.cat((recent[2:], trigrams[chosen, 2]))
-        return TokenTree(tokens, Topology.grown(above, self.depth))
+        trigrams = recent[None]  # [n, 3], of the nodes expanded last
 
-    def _candidates(
-        self, frontier: Tensor, number: Tensor, path: Tensor, likely: Tensor, tokens: Tensor
-    ) -> _Candidates:
-        """Children of n nodes. likely (log-probabilities), tokens: [n, beam]."""
-        beam = tokens.shape[1]
-        before = frontier[:, None, 1:].expand(-1, beam, -1)
-        trigrams = torch.cat((before, tokens[..., None]), dim=-1).flatten(0, 1)
-        scores = (path[:, None] + likely).flatten()
-        return trigrams, number[:, None].expand(-1, beam).flatten(), scores
+        def expand(tokens: Tensor, above: Tensor, level: int, visible: Tensor) -> Tensor:
+            nonlocal trigrams
+            if level > 1:
+                trigrams = self._next(trigrams, above, tokens)
+            return drafter.expand(trigrams, level, visible, last=level == self.depth)
 
-    def _frontier(
-        self, found: _Candidates, kept: Tensor, visible: Tensor, count: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(trigrams, path scores, numbers, visible rows) of the level's `kept` candidates, int64
-        [beam]; `count` candidates came before this level's."""
-        trigrams, _, scores = found
-        # A child sees the rows that its parent saw, which include the parent's own, and itself.
-        seen = visible[kept // self._beam]
-        return trigrams[kept], scores[kept], kept + count, torch.cat((seen, self._alone), dim=1)
+        return self._tree.grow(recent[2:], expand, drafter.vocabulary)
 
-    def _best(self, parents: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """(the best candidates in order, the tree's parents with the root first). A path never
-        scores above its prefix, and the earlier of equal scores wins, so that parents are kept."""
-        order = torch.arange(len(scores), device=scores.device)
-        earlier = order[None] < order[:, None]
-        better = (scores[None] > scores[:, None]) | ((scores[None] == scores[:, None]) & earlier)
-        stays = better.sum(dim=1) < self._nodes
-        node = (earlier & stays[None]).sum(dim=1) + 1  # in the tree, whose root is 0
-        nodes = min(self._nodes, len(scores))
-        chosen = order.new_zeros(nodes + 1).scatter(0, torch.where(stays, node - 1, nodes), order)
-        chosen = chosen[:nodes]
-        above = F.pad(node, (0, 1))[parents[chosen]]  # parent -1 reads the last place, the root's
-        return chosen, F.pad(above, (1, 0), value=-1)
+
+def _followed_by(trigrams: Tensor, above: Tensor, tokens: Tensor) -> Tensor:
+    """int64 [n, 3]: the trigrams that end in `tokens` [n], behind those at `above` [n]."""
+    return torch.cat((trigrams[above, 1:], tokens[:, None]), dim=1)

@@ -33,6 +33,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.decoding.drafts.chains import attend_chain
+from bench.decoding.drafts.norms import RMSNorm, Standardise
 from bench.decoding.drafts.trainable import Draft
 
 Rotation = tuple[Tensor, Tensor]
@@ -99,35 +101,6 @@ class ChimeraConfig:
 
     def to_dict(self) -> dict[str, object]:
         return {**asdict(self), "taps": list(self.taps)}
-
-
-class Standardise(nn.Module):
-    """(x - mean) / scale per dimension, measured once before training.
-
-    A third of the energy of h and almost half of that of e is a common mean; removing it speeds up
-    training. `inverse` maps an estimate back to the scale of h.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("scale", torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.scale
-
-    def inverse(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.mean
-
-
-class RMSNorm(nn.RMSNorm):
-    """RMS norm in its weight's precision, so that it stays one kernel under autocast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
 
 
 class TrigramEncoder(nn.Module):
@@ -396,8 +369,7 @@ class Chimera(Draft):
             pairs += [(self.narrow.embedding_norm, embeddings), (self.narrow.state_norm, hidden)]
         for norm, x in pairs:
             assert isinstance(norm, Standardise)
-            norm.mean.copy_(x.float().mean(dim=0))
-            norm.scale.copy_(x.float().std(dim=0).clamp(min=1e-4))
+            norm.measure(x)
 
     def forward(
         self,
@@ -448,7 +420,7 @@ class Chimera(Draft):
             u = u if pull is None else u + pull
             rotation = encoder.rotation(positions)
             q, k, v = encoder.queries(u, rotation)
-            attended = _attend_chain(q, keys, values, seen, [*own, (k, v)])
+            attended = attend_chain(q, keys, values, seen, [*own, (k, v)])
             o = encoder.finish(u, attended)
             if encoder.sees_context:
                 own.append(encoder.keys_values(encoder.own_context(o), rotation))
@@ -471,26 +443,6 @@ class Chimera(Draft):
         z = torch.stack([self.heads(h, each, level) for level, each in estimates], dim=-2)
         added: Tensor = self.sequential.from_estimate(self.heads.state_norm(o))
         return z, added
-
-
-def _attend_chain(
-    q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, own: list[tuple[Tensor, Tensor]]
-) -> Tensor:
-    """Attention of anchors over the shared context and their own few keys.
-
-    q: [B, A, H, D]; keys, values: [B, T, H, D]; seen: bool [B, A, T]; own: of [B, A, H, D] each.
-    """
-    scale = q.shape[-1] ** -0.5
-    context = torch.einsum("bahd,bthd->bhat", q, keys) * scale
-    context = context.masked_fill(~seen[:, None], -torch.inf)
-    mine = torch.stack([(q * k).sum(dim=-1) for k, _ in own], dim=-1) * scale  # [B, A, H, j]
-    scores = torch.cat((context, mine.transpose(1, 2)), dim=-1)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(q.dtype)
-    shared, private = weights[..., : keys.shape[1]], weights[..., keys.shape[1] :]
-    attended = torch.einsum("bhat,bthd->bahd", shared, values)
-    for j, (_, v) in enumerate(own):
-        attended = attended + private[..., j].transpose(1, 2)[..., None] * v
-    return attended
 
 
 def _attend_blocks(

@@ -18,6 +18,7 @@ from bench.run.__main__ import main
 from bench.run.config import resolve
 from bench.targets import registry as targets
 from tests.harness import QUESTIONS, TURNS, kept, of, one_thread, work_in
+from tests.test_eagle3 import saved
 from tests.test_published import Draft, V, medusa_state, save_draft, target, with_own_heads
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs"
@@ -155,3 +156,41 @@ def test_a_paper_run_decodes_with_drafts_in_the_published_layouts(
             assert record["drafted"] == nodes * len(record["accept_lengths"])
             assert record["checkpoint_sha256"]
         assert max(max(record["accept_lengths"], default=1) for record in of("run", method)) > 1
+
+
+EAGLE3 = {
+    "eagle3-vicuna-13b.yaml": ("vicuna-13b-v1.3", "yuhuili/EAGLE3-Vicuna1.3-13B"),
+    "eagle3-llama-3.1-8b.yaml": ("llama-3.1-8b-instruct", "yuhuili/EAGLE3-LLaMA3.1-Instruct-8B"),
+}
+
+
+@pytest.mark.parametrize("name", EAGLE3)
+def test_the_comparison_with_eagle_3_names_the_authors_drafts(name: str) -> None:
+    config, _ = resolve({}, FOLDER / name)
+    model, hub = EAGLE3[name]
+    assert config.models == [model]
+    assert f"eagle3={hub}" in config.checkpoint
+    assert "eagle3(nodes=60,depth=8,beam=10)" in config.methods
+
+
+def test_it_decodes_with_a_draft_in_the_authors_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work_in(tmp_path, monkeypatch)
+    model = a_small_llama(tmp_path / "small-llama")
+    flags = (
+        *("--config", str(FOLDER / "eagle3-llama-3.1-8b.yaml"), "--out", "run", "--no-report"),
+        *("--models", str(model), "--checkpoint", f"eagle3={saved(tmp_path / 'draft')}"),
+        *("--datasets", QUESTIONS, "--limit", "1", "--max-new-tokens", "8", "--repeats", "1"),
+        *("--device", "cpu", "--dtype", "float32", "--engine", "eager"),
+    )
+    with one_thread():
+        assert main(list(flags)) == 0
+    assert {record["status"] for record in kept("run")} == {"ok"}
+    assert validation.check("run") == []
+    greedy = [
+        [record["output_ids"] for record in of("run", method) if record["temperature"] == 0]
+        for method in ("autoregressive", "eagle3")
+    ]
+    assert greedy[0] == greedy[1]
+    assert all(record["checkpoint_sha256"] for record in of("run", "eagle3"))

@@ -95,6 +95,18 @@ def _llama_2_chat(size: str, gigabytes: str, revision: str) -> Target:
     )
 
 
+LLAMA_3_1 = Target(
+    name="llama-3.1-8b-instruct",
+    licence="Llama 3.1 Community License",
+    chat_template=None,
+    source="meta-llama/Llama-3.1-8B-Instruct on the hub, gated",
+    kind="hub",
+    size="16.1 GB",
+    location="meta-llama/Llama-3.1-8B-Instruct",
+    revision="0e9e39f249a16976918f6564b8830bc894c89659",
+)
+
+
 def _synthetic(name: str) -> Target:
     source = (
         "generated, weights set by hand" if "predictable" in name else "generated, random weights"
@@ -123,6 +135,7 @@ TARGETS = {
         _vicuna("33b", "65.1", "ef8d6becf883fb3ce52e3706885f761819477ab4"),
         _llama_2_chat("7b", "13.5", "f5db02db724555f92da89c216ac04704f23d4590"),
         _llama_2_chat("13b", "26.0", "a2cb7a712bb6e5e736ca7f8cd98167f81a0b5bd8"),
+        LLAMA_3_1,
         *map(_synthetic, synthetic.NAMES),
     )
 }

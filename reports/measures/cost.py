@@ -64,13 +64,15 @@ DEFINITIONS: Definitions = (
     (
         "Random drafts",
         "have the published shapes and random weights: Medusa five heads with LM heads of their "
-        "own, Chimera its trigram encoder, one decoder layer and five heads over [h; o].",
+        "own, Chimera its trigram encoder, one decoder layer and five heads over [h; o], EAGLE-3 "
+        "one layer of the target's shape and an LM head of 32,000 tokens.",
     ),
     (
         "Draft's floor",
         "the bytes of weights that drafting a step reads, divided by the bandwidth: Medusa's heads "
-        "once, Chimera's trigram encoder, layer, head and LM head anew at every level. A draft "
-        "that fits into the processor's caches can be faster than that.",
+        "once, Chimera's trigram encoder, layer, head and LM head anew at every level, EAGLE-3's "
+        "layer and LM head too. A draft that fits into the processor's caches can be faster than "
+        "that.",
     ),
     (
         "Projection",

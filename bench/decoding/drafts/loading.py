@@ -85,6 +85,7 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
             if cls.layouts.recognises(location):
                 for file in cls.layouts.files(location):
                     check_file(file)
+                cls.check_published(target, location)
                 return None
             config = cls._config(location)
             if target.hidden_size not in (None, config.hidden_size):
@@ -94,6 +95,11 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
         except ValueError as error:  # CheckpointError is one
             return str(error)
         return None
+
+    @classmethod
+    def check_published(cls, target: TargetInfo, location: Path) -> None:
+        """CheckpointError for a published checkpoint that cannot be the target's, as far as its
+        files say so before the model loads; what loading says otherwise."""
 
     @classmethod
     def _config(cls, path: Path) -> Any:
