@@ -33,9 +33,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.decoding.drafts.layers import (
+    ContextLayer,
+    RMSNorm,
+    Rotation,
+    Standardise,
+    attend_blocks,
+    rotation,
+)
 from bench.decoding.drafts.trainable import Draft
-
-Rotation = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -93,35 +99,6 @@ class ChimeraConfig:
         return {**asdict(self), "taps": list(self.taps)}
 
 
-class Standardise(nn.Module):
-    """(x - mean) / scale per dimension, measured once before training.
-
-    A third of the energy of h and almost half of that of e is a common mean; removing it speeds up
-    training. `inverse` maps an estimate back to the scale of h.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("scale", torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.scale
-
-    def inverse(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.mean
-
-
-class RMSNorm(nn.RMSNorm):
-    """RMS norm in its weight's precision, so that it stays one kernel under autocast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
-
-
 class TrigramEncoder(nn.Module):
     """Short range: a residual block and a projection of three embeddings."""
 
@@ -150,29 +127,17 @@ class TrigramEncoder(nn.Module):
         return out
 
 
-class FullContextEncoder(nn.Module):
-    """Long range: one decoder layer over the target's own states.
-
-    Keys and values are linear in normed states, so those of verified positions are computed once
-    and cached.
-    """
+class FullContextEncoder(ContextLayer):
+    """Long range: one decoder layer over the target's own states."""
 
     def __init__(self, config: ChimeraConfig) -> None:
-        super().__init__()
         d, eps = config.hidden_size, config.eps
-        self.heads = config.heads
+        super().__init__(d, config.heads, config.ffn, eps)
         self.rope_theta = config.rope_theta
         self.sees_context = config.context
         self.state_norm = Standardise(d)
         self.context_norm = RMSNorm(d, eps)
-        self.query_norm = RMSNorm(d, eps)
-        self.ffn_norm = RMSNorm(d, eps)
         self.out_norm = RMSNorm(d, eps) if config.out_norm else None
-        self.q_proj = nn.Linear(d, d, bias=False)
-        self.kv_proj = nn.Linear(d, 2 * d, bias=False)
-        self.o_proj = nn.Linear(d, d, bias=False)
-        self.gate_up = nn.Linear(d, 2 * config.ffn, bias=False)
-        self.down = nn.Linear(config.ffn, d, bias=False)
         taps = len(config.taps)
         self.tap_norms = nn.ModuleList(Standardise(d) for _ in range(taps))
         self.from_taps = nn.Linear(taps * d, d, bias=False) if taps else None
@@ -214,42 +179,15 @@ class FullContextEncoder(nn.Module):
 
     def rotation(self, positions: Tensor) -> Rotation:
         """(cos, sin) of rotary positions [..., n], each [..., n, 1, head_dim / 2]."""
-        half = self.q_proj.out_features // self.heads // 2
-        steps = torch.arange(half, device=positions.device, dtype=torch.float32)
-        angle = positions[..., None, None] * self.rope_theta ** (-steps / half)
-        return angle.cos(), angle.sin()
-
-    def keys_values(self, c: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Keys and values [..., n, heads, head_dim] of normed states [..., n, d]."""
-        k, v = self.kv_proj(c).chunk(2, dim=-1)
-        return _rotate(self._split(k), rotation), self._split(v)
-
-    def queries(self, u: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value [..., n, heads, head_dim] of the layer's inputs [..., n, d]."""
-        normed = self.query_norm(u)
-        q = _rotate(self._split(self.q_proj(normed)), rotation)
-        k, v = self.keys_values(normed, rotation)
-        return q, k, v
+        return rotation(positions, self.q_proj.out_features // self.heads, self.rope_theta)
 
     def finish(self, u: Tensor, attended: Tensor) -> Tensor:
         """o [..., d] from the input u and the attention's result [..., heads, head_dim]."""
-        x = u + self.o_proj(attended.flatten(-2))
-        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
-        return self.state_norm.inverse(self.normed(x + self.down(F.silu(gate) * up)))
+        return self.state_norm.inverse(self.normed(self.combine(u, attended)))
 
     def normed(self, x: Tensor) -> Tensor:
         """The layer's output [..., d], normed where the configuration says so."""
         return x if self.out_norm is None else self.out_norm(x)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.heads, -1)
-
-
-def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """x [..., n, heads, head_dim] at its rotary positions."""
-    cos, sin = (part.to(x.dtype) for part in rotation)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class ResidualHeads(nn.Module):
@@ -350,8 +288,7 @@ class Chimera(Draft):
         pairs += [(encoder.state_norm, hidden), (self.heads.state_norm, hidden)]
         for norm, x in pairs:
             assert isinstance(norm, Standardise)
-            norm.mean.copy_(x.float().mean(dim=0))
-            norm.scale.copy_(x.float().std(dim=0).clamp(min=1e-4))
+            norm.measure(x)
 
     def forward(
         self,
@@ -387,7 +324,7 @@ class Chimera(Draft):
             x = self.trigram.standardised(embeddings[batch[..., None, None], window])
             u = self.block_inputs(x[:, :, 0], encoder.pull(h))
             q, k, v = encoder.queries(u, encoder.rotation(ahead))
-            o = encoder.finish(u, _attend_blocks(q, k, v, keys, values, seen))
+            o = encoder.finish(u, attend_blocks(q, k, v, keys, values, seen))
             z, added = self.block_outputs(h, o)
             return o, z + self.heads.state_norm.scale * self.sequential(x, added)
         pull = encoder.pull(h)
@@ -442,23 +379,3 @@ def _attend_chain(
     for j, (_, v) in enumerate(own):
         attended = attended + private[..., j].transpose(1, 2)[..., None] * v
     return attended
-
-
-def _attend_blocks(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, seen: Tensor
-) -> Tensor:
-    """Attention of each anchor's block over the shared context and over the block itself.
-
-    q, k, v: [B, A, J, H, D]; keys, values: [B, T, H, D]; seen: bool [B, A, T].
-    """
-    anchors, block = q.shape[1], q.shape[2]
-    own = torch.eye(anchors, dtype=torch.bool, device=q.device).expand(len(q), -1, -1)
-    own = own.repeat_interleave(block, dim=-1)  # [B, A, A J]
-    visible = torch.cat((seen, own), dim=-1).repeat_interleave(block, dim=1)  # [B, A J, T + A J]
-    attended = F.scaled_dot_product_attention(
-        q.flatten(1, 2).transpose(1, 2),
-        torch.cat((keys, k.flatten(1, 2)), dim=1).transpose(1, 2),
-        torch.cat((values, v.flatten(1, 2)), dim=1).transpose(1, 2),
-        attn_mask=visible[:, None],
-    )
-    return attended.transpose(1, 2).reshape(q.shape)

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from bench.decoding.drafts import checkpoint
 from bench.decoding.drafts.checkpoint import CheckpointError
+from bench.decoding.drafts.layers import Standardise
 from bench.decoding.drafts.weights import randomise
 from bench.files import sha256_of_files
-from chimera.model import Chimera, ChimeraConfig, Standardise
+from chimera.model import Chimera, ChimeraConfig
 
 TRIGRAM, HEADS = "trimlp.pt", "chimera_head.pt"
 DEPTH = 5  # levels of the paper's tree

@@ -13,13 +13,14 @@ from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from baselines.medusa.model import Medusa, MedusaConfig
+from bench.decoding.drafts.layers import Standardise
 from bench.decoding.engines.compile import CompiledTarget
 from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.target import TargetModel
 from chimera import fused
 from chimera.drafter import Drafter
 from chimera.fused import FusedBlock
-from chimera.model import Chimera, ChimeraConfig, Standardise
+from chimera.model import Chimera, ChimeraConfig
 
 VOCAB, D, DEPTH, LENGTH = 20, 16, 4, 14
 CHIMERA = ChimeraConfig(hidden_size=D, heads=2, ffn=24, depth=DEPTH)

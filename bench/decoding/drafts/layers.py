@@ -1,0 +1,160 @@
+"""Parts of draft models that attend to the target's states: norms, rotary positions, a decoder
+layer, and the same layer in few kernels.
+
+Shapes: d the hidden size, H heads of D numbers each; "..." stands for any leading dimensions.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bench.decoding.engines import ops
+
+Rotation = tuple[Tensor, Tensor]
+
+
+class Standardise(nn.Module):
+    """(x - mean) / scale per dimension, measured once before training.
+
+    A third of the energy of h and almost half of that of e is a common mean; removing it speeds up
+    training. `inverse` maps an estimate back to the scale of h.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("scale", torch.ones(size))
+
+    @torch.no_grad()
+    def measure(self, x: Tensor) -> None:
+        """Take mean and deviation of x [n, size]."""
+        self.mean.copy_(x.float().mean(dim=0))
+        self.scale.copy_(x.float().std(dim=0).clamp(min=1e-4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.scale
+
+    def inverse(self, x: Tensor) -> Tensor:
+        return x * self.scale + self.mean
+
+
+class RMSNorm(nn.RMSNorm):
+    """RMS norm in its weight's precision, so that it stays one kernel under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
+    """(cos, sin) of rotary positions [..., n], each [..., n, 1, head_dim / 2]."""
+    half = head_dim // 2
+    steps = torch.arange(half, device=positions.device, dtype=torch.float32)
+    angle = positions[..., None, None] * theta ** (-steps / half)
+    return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, turn: Rotation) -> Tensor:
+    """x [..., n, H, D] at its rotary positions."""
+    cos, sin = (part.to(x.dtype) for part in turn)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+class ContextLayer(nn.Module):
+    """A decoder layer whose keys and values come from a context, too:
+
+        y = u + W_o attention(W_q norm(u); [W_k; W_v] [c, norm(u)])
+        out = y + W_down (SiLU(W_gate norm(y)) * W_up norm(y))
+
+    Keys and values are linear in normed states, so those of the context are computed once and
+    cached.
+    """
+
+    def __init__(self, size: int, heads: int, ffn: int, eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_norm = RMSNorm(size, eps)
+        self.ffn_norm = RMSNorm(size, eps)
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.kv_proj = nn.Linear(size, 2 * size, bias=False)
+        self.o_proj = nn.Linear(size, size, bias=False)
+        self.gate_up = nn.Linear(size, 2 * ffn, bias=False)
+        self.down = nn.Linear(ffn, size, bias=False)
+
+    def keys_values(self, c: Tensor, turn: Rotation) -> tuple[Tensor, Tensor]:
+        """Keys and values [..., n, H, D] of normed states [..., n, d]."""
+        k, v = self.kv_proj(c).chunk(2, dim=-1)
+        return rotate(self._split(k), turn), self._split(v)
+
+    def queries(self, u: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value [..., n, H, D] of the layer's inputs [..., n, d]."""
+        normed = self.query_norm(u)
+        q = rotate(self._split(self.q_proj(normed)), turn)
+        k, v = self.keys_values(normed, turn)
+        return q, k, v
+
+    def combine(self, u: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output [..., d] from its input u and the attention's result [..., H, D]."""
+        y = u + self.o_proj(attended.flatten(-2))
+        gate, up = self.gate_up(self.ffn_norm(y)).chunk(2, dim=-1)
+        out: Tensor = y + self.down(F.silu(gate) * up)
+        return out
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:-1], self.heads, -1)
+
+
+class FusedLayer:
+    """A `ContextLayer` by `bench.decoding.engines.ops`, for engines with custom kernels."""
+
+    def __init__(self, layer: ContextLayer) -> None:
+        self._layer = layer
+        self._qkv = torch.cat((layer.q_proj.weight, layer.kv_proj.weight))
+
+    def project(self, u: Tensor) -> Tensor:
+        """Queries, keys and values [n, 3d] of inputs u [n, d], not rotated."""
+        norm = self._layer.query_norm
+        return ops.linear(u, self._qkv, norm.weight, norm.eps or 0.0)
+
+    def combine(self, u: Tensor, attended: Tensor) -> Tensor:
+        """The layer's output [n, d] from u and the attention's result [n, d]."""
+        layer, norm = self._layer, self._layer.ffn_norm
+        y = ops.linear(attended, layer.o_proj.weight, residual=u)
+        inner = ops.linear(y, layer.gate_up.weight, norm.weight, norm.eps or 0.0, halves=True)
+        return ops.linear(inner, layer.down.weight, residual=y)
+
+
+def attend_blocks(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, seen: Tensor
+) -> Tensor:
+    """Attention in training of each anchor's block over the shared context and over the block
+    itself, in both directions.
+
+    q, k, v: [B, A, J, H, D]; keys, values: [B, T, H, D]; seen: bool [B, A, T].
+    """
+    anchors, block = q.shape[1], q.shape[2]
+    own = torch.eye(anchors, dtype=torch.bool, device=q.device).expand(len(q), -1, -1)
+    own = own.repeat_interleave(block, dim=-1)  # [B, A, A J]
+    visible = torch.cat((seen, own), dim=-1).repeat_interleave(block, dim=1)  # [B, A J, T + A J]
+    attended = F.scaled_dot_product_attention(
+        q.flatten(1, 2).transpose(1, 2),
+        torch.cat((keys, k.flatten(1, 2)), dim=1).transpose(1, 2),
+        torch.cat((values, v.flatten(1, 2)), dim=1).transpose(1, 2),
+        attn_mask=visible[:, None],
+    )
+    return attended.transpose(1, 2).reshape(q.shape)
+
+
+def write_rows(into: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+    """Keys and values [n, H, D] into `rows` int64 [n] of a draft's cache [2, H, rows, D]."""
+    into.index_copy_(2, rows, torch.stack((keys, values)).transpose(1, 2).to(into.dtype))
+
+
+def nbytes(module: nn.Module | None) -> int:
+    """Bytes of a module's parameters; 0 for None."""
+    return sum(p.nbytes for p in module.parameters()) if module is not None else 0
