@@ -25,6 +25,7 @@ PARAMETERS = {
     "chimera": "chimera(nodes=10)",
     "chimera_plus": "chimera_plus(nodes=10,depth=4)",
     "chimera_block": "chimera_block(nodes=10,depth=4)",
+    "dflash": "dflash(nodes=10,depth=4)",
 }
 # The weights of a method: its own, or those of the method that it shares them with.
 TRAINED = {method: method for method in METHODS} | {"medusa_typical": "medusa"}
