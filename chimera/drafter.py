@@ -5,12 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.decoding.drafts.confident import ConfidentTree
 from bench.decoding.drafts.layers import nbytes, write_rows
 from bench.decoding.drafts.ranks import RankPath
 from bench.decoding.engines import ops
@@ -26,6 +26,9 @@ class Drafter:
     Row i of the draft's cache is position i: the first `target.length` rows come from the target's
     true states, the rows after them from the encoder's own outputs in the tree being drafted.
     Everything but `start` is a function of tensors, so that engines can capture it.
+
+    Attributes:
+        vocabulary: int64 [V'], the target's ids that can be drafted.
     """
 
     def __init__(self, model: Chimera, target: TargetModel, vocabulary: Tensor, spare: int) -> None:
@@ -33,21 +36,30 @@ class Drafter:
         of a tree are expanded."""
         self.model = model
         self._target = target
-        self._embeddings = target.embeddings()
-        self._vocabulary = vocabulary.to(target.device)
-        self._head = None
+        self._embeddings: nn.Embedding = target.embeddings()
+        self.vocabulary = vocabulary.to(target.device)
+        self._head: Tensor | None = None
+        self._bias: Tensor | None = None
         if not model.config.own_heads:
-            self._head = target.head().weight[self._vocabulary].contiguous()
+            self._head = target.head().weight[self.vocabulary].contiguous()
+        if model.narrow is not None and self._head is not None:
+            self._head, self._bias = model.narrow.head(self._head)
+            table = model.narrow.embeddings(self._embeddings.weight)
+            self._embeddings = nn.Embedding(
+                len(table), table.shape[1], _weight=table
+            ).requires_grad_(False)
         self._score = None if self._head is None else target.product(self._head)
         self._spare = spare
         self._rows = torch.empty(0)  # keys and values, [2, H, rows, D]
         self._drafted = 0  # rows after the true ones
-        size, options = model.config.hidden_size, {"dtype": target.dtype, "device": target.device}
+        size, options = model.config.size, {"dtype": target.dtype, "device": target.device}
         self._state = torch.zeros(1, size, **options)  # type: ignore[call-overload]
         self._pull = torch.zeros_like(self._state) if model.config.query_state else None
         self._fused: fused.FusedDraft | None = None
         if fused.fits(model, target):
-            self._fused = fused.draft(model, target, self._head)
+            self._fused = fused.draft(
+                model, target, self._embeddings.weight, self._head, self._bias
+            )
         depth = model.config.depth
         self._block = torch.ones(depth, depth, dtype=torch.bool, device=target.device)
         self._pass = (torch.empty(0), torch.empty(0))  # `Chimera.block_outputs`, of one pass
@@ -60,10 +72,10 @@ class Drafter:
 
     def start(self, hidden: Tensor, taps: list[Tensor]) -> None:
         """Start a new sequence, with true states [n, d]."""
-        config = self.model.config
+        config, hidden = self.model.config, self._narrowed(hidden)
         rows = self._target.cache.capacity + self._spare
         if self._rows.dim() < 4 or self._rows.shape[2] < rows:
-            shape = (2, config.heads, rows, config.hidden_size // config.heads)
+            shape = (2, config.heads, rows, config.size // config.heads)
             self._rows = torch.zeros(shape).to(hidden)
             if self._fused is not None:
                 self._fused.reserve(rows)
@@ -83,7 +95,7 @@ class Drafter:
             accepted: int64 [1], the number of accepted nodes below the root.
         """
         read = self._read if self._fused is None else self._fused.remember
-        read(hidden, taps, path, accepted, self._rows)
+        read(self._narrowed(hidden), taps, path, accepted, self._rows)
 
     def expand(
         self,
@@ -137,10 +149,6 @@ class Drafter:
         attended = self._target.attend(q, self._rows[0], self._rows[1], self._block)
         return self._estimate(u, attended, self._state)
 
-    def token(self, index: Tensor) -> Tensor:
-        """Target ids of indices into the draft vocabulary."""
-        return self._vocabulary[index]
-
     def best(self, logits: Tensor, count: int) -> Tensor:
         """[n, count]: indices of the likeliest drafts of each row of [n, V']."""
         return self._target.top(logits, count)[1]
@@ -157,7 +165,7 @@ class Drafter:
         if self._fused is None:
             return (*self._spread(*given, level.inner), None)
         shape = (level.place, len(level.inner))
-        return ops.sprout(*given, *shape, self._vocabulary, *self._fused.embeddings)
+        return ops.sprout(*given, *shape, self.vocabulary, *self._fused.embeddings)
 
     def rewind(self) -> None:
         """Discard the drafted tree."""
@@ -171,6 +179,8 @@ class Drafter:
         model, encoder = self.model, self.model.encoder
         apart = nbytes(encoder.from_taps) + nbytes(encoder.from_state)
         once = apart + nbytes(encoder.kv_proj)
+        if model.narrow is not None:
+            once += nbytes(model.narrow.from_state)
         layer = nbytes(model.trigram) + nbytes(encoder) - apart
         head = 0 if self._head is None else self._head.nbytes
         if model.sequential is not None:
@@ -180,6 +190,11 @@ class Drafter:
         level = layer + head
         heads = sum(nbytes(head) for head in model.heads.heads[:levels])
         return once + levels * level + heads
+
+    def _narrowed(self, hidden: Tensor) -> Tensor:
+        """True states [n, d] as the draft reads them, [n, w]."""
+        narrow = self.model.narrow
+        return hidden if narrow is None else narrow.states(hidden)
 
     # Functions of tensors, which engines may compile
 
@@ -210,8 +225,11 @@ class Drafter:
         if into is not None:
             rotation = encoder.rotation(position)
             write_rows(into, rows, *encoder.keys_values(encoder.own_context(o), rotation))
-        z = self.model.heads(state.expand_as(o), o, level)
-        return z if self._score is None else self._score(z)
+        z: Tensor = self.model.heads(state.expand_as(o), o, level)
+        if self._score is None:
+            return z
+        logits: Tensor = self._score(z)
+        return logits if self._bias is None else logits + self._bias
 
     def _rooted(
         self, trigrams: Tensor, pull: Tensor | None, length: Tensor, into: Tensor
@@ -265,7 +283,7 @@ class Drafter:
         self, above: Tensor, best: Tensor, parent: Tensor, rank: Tensor, inner: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(trigrams [m, 3] of a level's nodes, those of its nodes `inner`)."""
-        nodes = ops.children(above, best, parent, rank, self._vocabulary)
+        nodes = ops.children(above, best, parent, rank, self.vocabulary)
         return nodes, nodes[inner]
 
 
@@ -346,75 +364,27 @@ class StaticGrower(Grower):
         return TokenTree(torch.cat(trigrams)[:, 2], self.topology)
 
 
-# The m candidate nodes of a level: trigrams [m, 3], parents' numbers [m], log-probabilities of
-# their paths [m].
-_Candidates: TypeAlias = tuple[Tensor, Tensor, Tensor]
-
-
 class ConfidentGrower(Grower):
-    """A tree of the likeliest paths: each level expands the `beam` best nodes of the level above,
-    and the `nodes` best of all candidates are kept (EAGLE-2, arXiv 2406.16858, section 4)."""
+    """A tree of the likeliest paths; see `ConfidentTree`."""
 
     def __init__(self, nodes: int, depth: int, beam: int, target: TargetModel) -> None:
-        self._nodes, self.depth, self._beam = nodes, depth, beam
-        self._target = target
-        self._spread = target.fuse(self._candidates)
-        self._onward = target.fuse(self._frontier)
-        self._stay = target.fuse(self._best)
-        self._alone = torch.eye(beam, dtype=torch.bool, device=target.device)
+        self._tree = ConfidentTree(nodes, depth, beam, target)
+        self.depth = depth
+        self._next = target.fuse(_followed_by)
 
     def grow(self, drafter: Drafter, recent: Tensor) -> TokenTree:
         drafter.rewind()
-        device = recent.device
-        found: list[_Candidates] = []  # by level
-        frontier = recent[None]  # [n, 3], nodes to expand,
-        number = torch.full((1,), -1, device=device)  # their numbers as candidates, the root -1,
-        path = torch.zeros(1, device=device)  # and log-probabilities of their paths
-        visible = self._alone[:1, :1]  # rows of their ancestors and their own
-        count = 0
-        for level in range(1, self.depth + 1):
-            logits = drafter.expand(frontier, level, visible, last=level == self.depth)
-            likely, index = self._target.likeliest(logits, self._beam)
-            found.append(self._spread(frontier, number, path, likely, drafter.token(index)))
-            if level < self.depth:
-                kept = self._target.top(found[-1][2][None], self._beam)[1][0]  # of n * beam
-                frontier, path, number, visible = self._onward(found[-1], kept, visible, count)
-                count += len(found[-1][2])
-        trigrams, parents, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
-        chosen, above = self._stay(parents, scores)
-        tokens = torch.cat((recent[2:], trigrams[chosen, 2]))
-        return TokenTree(tokens, Topology.grown(above, self.depth))
+        trigrams = recent[None]  # [n, 3], of the nodes expanded last
 
-    def _candidates(
-        self, frontier: Tensor, number: Tensor, path: Tensor, likely: Tensor, tokens: Tensor
-    ) -> _Candidates:
-        """Children of n nodes. likely (log-probabilities), tokens: [n, beam]."""
-        beam = tokens.shape[1]
-        before = frontier[:, None, 1:].expand(-1, beam, -1)
-        trigrams = torch.cat((before, tokens[..., None]), dim=-1).flatten(0, 1)
-        scores = (path[:, None] + likely).flatten()
-        return trigrams, number[:, None].expand(-1, beam).flatten(), scores
+        def expand(tokens: Tensor, above: Tensor, level: int, visible: Tensor) -> Tensor:
+            nonlocal trigrams
+            if level > 1:
+                trigrams = self._next(trigrams, above, tokens)
+            return drafter.expand(trigrams, level, visible, last=level == self.depth)
 
-    def _frontier(
-        self, found: _Candidates, kept: Tensor, visible: Tensor, count: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(trigrams, path scores, numbers, visible rows) of the level's `kept` candidates, int64
-        [beam]; `count` candidates came before this level's."""
-        trigrams, _, scores = found
-        # A child sees the rows that its parent saw, which include the parent's own, and itself.
-        seen = visible[kept // self._beam]
-        return trigrams[kept], scores[kept], kept + count, torch.cat((seen, self._alone), dim=1)
+        return self._tree.grow(recent[2:], expand, drafter.vocabulary)
 
-    def _best(self, parents: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """(the best candidates in order, the tree's parents with the root first). A path never
-        scores above its prefix, and the earlier of equal scores wins, so that parents are kept."""
-        order = torch.arange(len(scores), device=scores.device)
-        earlier = order[None] < order[:, None]
-        better = (scores[None] > scores[:, None]) | ((scores[None] == scores[:, None]) & earlier)
-        stays = better.sum(dim=1) < self._nodes
-        node = (earlier & stays[None]).sum(dim=1) + 1  # in the tree, whose root is 0
-        nodes = min(self._nodes, len(scores))
-        chosen = order.new_zeros(nodes + 1).scatter(0, torch.where(stays, node - 1, nodes), order)
-        chosen = chosen[:nodes]
-        above = F.pad(node, (0, 1))[parents[chosen]]  # parent -1 reads the last place, the root's
-        return chosen, F.pad(above, (1, 0), value=-1)
+
+def _followed_by(trigrams: Tensor, above: Tensor, tokens: Tensor) -> Tensor:
+    """int64 [n, 3]: the trigrams that end in `tokens` [n], behind those at `above` [n]."""
+    return torch.cat((trigrams[above, 1:], tokens[:, None]), dim=1)

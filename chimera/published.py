@@ -22,7 +22,7 @@ from torch import Tensor
 
 from bench.decoding.drafts import checkpoint
 from bench.decoding.drafts.checkpoint import CheckpointError
-from bench.decoding.drafts.layers import Standardise
+from bench.decoding.drafts.norms import Standardise
 from bench.decoding.drafts.weights import randomise
 from bench.files import sha256_of_files
 from chimera.model import Chimera, ChimeraConfig

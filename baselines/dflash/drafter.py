@@ -94,7 +94,7 @@ class Drafter:
             q, keys, values = layer.queries(u, turn)
             write_rows(self._rows[:, k], rows, keys, values)
             attended = self._target.attend(q, self._rows[0, k], self._rows[1, k], self._visible)
-            u = layer.combine(u, attended)
+            u = layer.combine(u, attended.flatten(1))
         return u
 
     def _entered(self, root: Tensor) -> Tensor:

@@ -34,14 +34,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.decoding.drafts.layers import (
-    ContextLayer,
-    RMSNorm,
-    Rotation,
-    Standardise,
-    attend_blocks,
-    rotation,
-)
+from bench.decoding.drafts.layers import ContextLayer, Rotation, attend_blocks, rotation
+from bench.decoding.drafts.norms import RMSNorm, Standardise
 from bench.decoding.drafts.trainable import Draft
 
 

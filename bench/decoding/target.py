@@ -249,7 +249,8 @@ class TargetModel(ABC):
 
         Args:
             q: [n, H, D].
-            keys, values: [H, rows, D]; the committed positions' rows and m drafted ones behind.
+            keys, values: [G, rows, D], H a multiple of G; the committed positions' rows and m
+                drafted ones behind.
             visible: bool [n, m].
             context: False hides the committed rows.
 

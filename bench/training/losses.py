@@ -50,14 +50,15 @@ class LossSettings:
 
 
 class _HeadLoss(torch.autograd.Function):
-    """The loss after a frozen LM head. Its gradient is computed chunk by chunk in the forward, so
-    that no [n, V'] tensor outlives its chunk."""
+    """The loss after an LM head. Its gradient is computed chunk by chunk in the forward, so that no
+    [n, V'] tensor outlives its chunk. `own` is trained, `head` is frozen."""
 
     @staticmethod
     def forward(
         ctx: Any,
         z: Tensor,
         head: Tensor,
+        own: Tensor | None,
         weights: Tensor,
         labels: Tensor,
         teacher: Tensor | None,
@@ -65,11 +66,13 @@ class _HeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         total = torch.zeros((), device=z.device)
         gradient, used = torch.empty_like(z), torch.empty_like(weights)
+        scored = head if own is None else own
+        of_own = None if own is None else torch.zeros_like(own, dtype=torch.float32)
         (n, depth), size = weights.shape, head.shape[0]
         step = max(CELLS // (depth * size), 1)
         for start in range(0, n, step):
             rows = slice(start, start + step)
-            log_q = (z[rows] @ head.T).float().log_softmax(dim=-1)
+            log_q = (z[rows] @ scored.T).float().log_softmax(dim=-1)
             q = log_q.exp()
             label = labels[rows, :, None]
             true = q.gather(-1, label.clamp(min=0)).masked_fill(label < 0, 0.0)
@@ -92,15 +95,19 @@ class _HeadLoss(torch.autograd.Function):
                 slope += share * q * (g - (q * g).sum(dim=-1, keepdim=True))
                 loss += share * (1 - torch.minimum(p, q).sum(dim=-1, keepdim=True))
             total += (loss * weight).sum()
-            gradient[rows] = ((slope * weight).to(head.dtype) @ head).to(z.dtype)
-        ctx.save_for_backward(gradient)
+            slope = (slope * weight).to(head.dtype)
+            gradient[rows] = (slope @ scored).to(z.dtype)
+            if of_own is not None:
+                of_own += slope.flatten(0, 1).T @ z[rows].flatten(0, 1)
+        ctx.save_for_backward(gradient, of_own)
         ctx.mark_non_differentiable(used)
         return total, used
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0].to(gradient.dtype), None, None, None, None, None
+        gradient, of_own = ctx.saved_tensors
+        of_own = None if of_own is None else of_own * grads[0]
+        return gradient * grads[0].to(gradient.dtype), None, of_own, None, None, None, None
 
 
 def next_token_loss(
@@ -110,9 +117,10 @@ def next_token_loss(
     labels: Tensor,
     teacher: Tensor | None,
     settings: LossSettings,
+    own: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(sum_ij w_ij [(1 - tv) CE(p, q) + tv TV(p, q)], the levels' weights w [n, depth]), with
-    q = softmax(head z_ij).
+    q = softmax(head z_ij), or softmax(own z_ij).
 
     Args:
         z: [n, depth, d], the draft's inputs to the head.
@@ -122,9 +130,10 @@ def next_token_loss(
         teacher: [n, depth, d], the target's own h: p is its softmax through the same head, so that
             the gradient of CE is that of KL(p || q); None: p is the true token.
         settings: of weights and distance.
+        own: [V', d], the draft's own LM head, which is trained too.
     """
-    rows = z.to(head.dtype)
-    loss, used = _HeadLoss.apply(rows, head, weights, labels, teacher, settings)  # type: ignore[no-untyped-call]
+    rows, own = z.to(head.dtype), None if own is None else own.to(head.dtype)
+    loss, used = _HeadLoss.apply(rows, head, own, weights, labels, teacher, settings)  # type: ignore[no-untyped-call]
     return loss, used
 
 

@@ -98,24 +98,28 @@ def _stacked(states: tuple[Tensor, dict[int, Tensor]]) -> Tensor:
 
 @dataclass(frozen=True)
 class DraftHead:
-    """The target's LM head, reduced to a draft vocabulary.
+    """The target's LM head, reduced to a draft vocabulary, and the draft's own where it has one.
 
     Attributes:
-        weight: [V', d].
+        weight: [V', d], the target's.
         index: int64 [V], each token's row of `weight`; -1 for tokens outside the vocabulary.
+        own: [V', d], the draft's.
     """
 
     weight: Tensor
     index: Tensor
+    own: Tensor | None = None
 
     @classmethod
-    def of(cls, weight: Tensor, vocabulary: Tensor) -> DraftHead:
-        """From the target's weight [V, d] and the vocabulary int64 [V']."""
-        vocabulary = vocabulary.to(weight.device)
+    def of(cls, weight: Tensor, vocabulary: Tensor, own: Tensor | None = None) -> DraftHead:
+        """From the target's weight [V, d] and the vocabulary int64 [V'], of which an own head has
+        the first tokens."""
+        vocabulary = vocabulary[: None if own is None else len(own)].to(weight.device)
         index = torch.full((len(weight),), -1, device=weight.device)
         index[vocabulary] = torch.arange(len(vocabulary), device=weight.device)
-        return cls(weight.detach()[vocabulary], index)
+        return cls(weight.detach()[vocabulary], index, own)
 
     def ranks(self, z: Tensor, true: Tensor) -> Tensor:
         """int64 [...]: ranks of the target's ids `true` [...] when z [..., d] is scored."""
-        return ranks_of(z.to(self.weight.dtype) @ self.weight.T, self.index[true])
+        scored = self.weight if self.own is None else self.own
+        return ranks_of(z.to(scored.dtype) @ scored.T, self.index[true])

@@ -57,8 +57,13 @@ class TrainConfig:
     model: str = option(targets.DEFAULT, "the frozen target")
     steps: int = option(2000, "optimiser steps")
     tokens: int = option(57_344, "tokens of a batch")
-    anchors: int = option(64, "positions of a sequence to draft from")
-    vocabulary: int = option(16_384, "most frequent tokens to train on; 0 for all")
+    anchors: int = option(
+        64, "positions of the longest sequences to draft from; of shorter ones in proportion"
+    )
+    vocabulary: int = option(
+        16_384,
+        "most frequent tokens to train on; 0 for all; a draft's own LM head has a size of its own",
+    )
     hard: bool = option(False, "train on the true tokens, not on the target's distribution")
     depth_weights: str = option(
         "decay",
@@ -72,7 +77,7 @@ class TrainConfig:
     keep_states: float = option(
         0.0, "GB of the target's states kept on the device, which later epochs read again"
     )
-    muon_lr: float = option(0.02, "learning rate of matrices")
+    muon_lr: float = option(0.02, "learning rate of matrices, without LM heads")
     adam_lr: float = option(1e-3, "learning rate of all other parameters")
     warm_up: int = option(100, "steps until the full learning rate")
     seeds: list[int] = option([0], "train each method once with each seed")
@@ -171,8 +176,9 @@ class Trainer:
         shape = self.loaded.model.config.get_text_config()
         self.by_frequency = self.shards.frequent(shape.vocab_size, shape.vocab_size)
         size = config.vocabulary or shape.vocab_size
-        weight = self.loaded.model.get_output_embeddings().weight
-        self.head = DraftHead.of(weight, self.by_frequency[:size])
+        self.weight = self.loaded.model.get_output_embeddings().weight
+        self.head = DraftHead.of(self.weight, self.by_frequency[:size])
+        self.heads: dict[str, DraftHead] = {}  # by label, of drafts with a head of their own
         self.progress = Completed()
         self.accelerator.register_for_checkpointing(self.progress)
         info = TargetInfo(target.name, shape.hidden_size, shape.vocab_size, shape.num_hidden_layers)
@@ -211,7 +217,12 @@ class Trainer:
             raise UsageError(f"{name} cannot be built for {target.name}: {error}") from error
         config = self.config
         rates = Rates(config.muon_lr, config.adam_lr, config.warm_up, config.steps)
-        return Trainee.make(name, kind, seed, draft, rates, self.accelerator)
+        trainee = Trainee.make(name, kind, seed, draft, rates, self.accelerator)
+        if (own := draft.own_head) is not None:
+            head = DraftHead.of(self.weight, self.by_frequency, own)
+            own.data.copy_(head.weight)
+            self.heads[trainee.label] = head
+        return trainee
 
     # The loop
 
@@ -321,20 +332,21 @@ class Trainer:
         embeddings = self.states.embed(ids)
         seed = self.config.seeds[0] * 1_000_003 + self.progress.step
         generator = torch.Generator(self.device)
+        count = max(self.config.anchors * self.shards.length(group) // self.shards.longest, 1)
         found = {}
         for trainee in self.trainees:
             generator.manual_seed(seed)  # drafts of one depth get the same anchors
             anchors, weights = sample_anchors(
                 whole.roles,
                 trainee.depth,
-                self.config.anchors,
+                count,
                 generator,
                 self.config.anchors_from_start,
             )
             anchors, weights = anchors[mine], weights[mine]
             with self.accelerator.autocast():
                 o, z = trainee.wrapped(embeddings, hidden, trainee.chosen(taps), anchors)
-                loss = self._loss(trainee.kind.distil, o, z, hidden, ids, anchors, weights)
+                loss = self._loss(trainee, o, z, hidden, ids, anchors, weights)
             self.accelerator.backward(loss)
             trainee.update()
             found[trainee.label] = loss.detach()
@@ -342,7 +354,7 @@ class Trainer:
 
     def _loss(
         self,
-        distil: float,
+        trainee: Trainee,
         o: Tensor | None,
         z: Tensor,
         hidden: Tensor,
@@ -352,20 +364,22 @@ class Trainer:
     ) -> Tensor:
         """sum over levels of w_j [next-token loss + distil * smooth-L1(o_j, h_{t+j})], per draft;
         w as `--depth-weights` says."""
-        config, depth = self.config, z.shape[2]
+        config, depth, distil = self.config, z.shape[2], trainee.kind.distil
+        head = self.heads.get(trainee.label, self.head)
         ahead = anchors[..., None] + torch.arange(1, depth + 1, device=ids.device)  # t + j
-        labels = self.head.index[drafted_tokens(ids, anchors, depth)]
+        labels = head.index[drafted_tokens(ids, anchors, depth)]
         if config.hard:
             weights = weights * (labels >= 0)
         sequence, anchor = (weights > 0).any(dim=-1).nonzero(as_tuple=True)
         teacher = hidden[sequence[:, None], ahead[sequence, anchor]]  # [n, depth, d]
         loss, weight = next_token_loss(
             z[sequence, anchor],
-            self.head.weight,
+            head.weight,
             weights[sequence, anchor],
             labels[sequence, anchor],
             teacher=None if config.hard else teacher,
             settings=LossSettings(config.depth_weights == "dpace", config.tv),
+            own=head.own,
         )
         if o is not None and distil:
             loss = loss + distil * distillation_loss(o[sequence, anchor], teacher, weight)
@@ -402,6 +416,7 @@ class Trainer:
         is in one answer."""
         generator = torch.Generator(self.device).manual_seed(0)
         depth, rows = trainee.depth, []
+        head = self.heads.get(trainee.label, self.head)
         for batch in self.shards.held(max(self.config.tokens // 512, 1)):
             hidden, taps = self.states(batch.ids)
             anchors, weights = sample_anchors(batch.roles, depth, self.config.anchors, generator)
@@ -411,7 +426,7 @@ class Trainer:
             true = drafted_tokens(batch.ids, anchors, depth)
             whole = weights.all(dim=-1)
             pairs = zip(*(torch.split(x[whole], SCORED) for x in (z, true)), strict=True)
-            rows += [self.head.ranks(*pair) for pair in pairs]
+            rows += [head.ranks(*pair) for pair in pairs]
         return torch.cat(rows).cpu()
 
     def _log(self, losses: dict[str, list[Tensor]]) -> None:

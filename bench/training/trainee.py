@@ -16,7 +16,8 @@ from bench.training.muon import Float32Muon
 
 @dataclass(frozen=True)
 class Rates:
-    """Learning rates: `muon` of matrices, `adam` of all other parameters, and their schedule."""
+    """Learning rates: `muon` of matrices, `adam` of all other parameters and of an LM head, and
+    their schedule."""
 
     muon: float
     adam: float
@@ -41,7 +42,8 @@ class Trainee:
         seed: of the initial weights.
         draft: as built.
         wrapped: the same, as accelerate wants it called.
-        optimizers, schedulers: one of each for matrices and for other parameters.
+        optimizers, schedulers: one of each for matrices and for other parameters, an LM head among
+            them.
     """
 
     name: str
@@ -93,8 +95,10 @@ class Trainee:
 
 
 def _optimizers(draft: Draft, rates: Rates) -> list[torch.optim.Optimizer]:
-    matrices = [p for p in draft.parameters() if p.dim() == 2]
-    others = [p for p in draft.parameters() if p.dim() != 2]
+    matrices, others = [], []
+    for parameter in draft.parameters():
+        inner = parameter.dim() == 2 and parameter is not draft.own_head
+        (matrices if inner else others).append(parameter)
     found: list[torch.optim.Optimizer] = []
     if matrices:
         kind = Float32Muon if matrices[0].device.type == "cpu" else torch.optim.Muon

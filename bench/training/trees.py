@@ -87,8 +87,9 @@ def grow(config: TreesConfig) -> None:
     with Progress("trees", len(drafts) * len(ids), "conversation") as bar:
         for path, saved, draft in drafts:
             bar.title(f"trees: {path.name}")
-            head = DraftHead.of(weight, saved.vocabulary)
-            found = draft_ranks(draft.to(weight.device).eval(), head, states, ids, roles, bar)
+            draft.to(weight.device).eval()
+            head = DraftHead.of(weight, saved.vocabulary, draft.own_head)
+            found = draft_ranks(draft, head, states, ids, roles, bar)
             source = {"set": "tuning", "sha256": questions.sha256, **statistics(found)}
             rewrite_card(path, {"tree": tree(found), "tree_source": source})
             note(f"{path}: {json.dumps(source['accepted'])}")

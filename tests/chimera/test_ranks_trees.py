@@ -148,6 +148,8 @@ PLAIN = cast(TargetModel, Plain())
 class Bigram:
     """Stands in for a drafter: what follows depends on the last two tokens and the depth."""
 
+    vocabulary = torch.arange(VOCAB)
+
     def __init__(self, seed: int, depth: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.logits = 2 * torch.randn(depth, VOCAB, VOCAB, VOCAB, generator=generator)
@@ -162,9 +164,6 @@ class Bigram:
 
     def best(self, logits: Tensor, count: int) -> Tensor:
         return logits.topk(count, dim=-1).indices
-
-    def token(self, index: Tensor) -> Tensor:
-        return index
 
     def score(self, recent: list[int], path: tuple[int, ...]) -> float:
         """Log-probability of the tokens `path` behind `recent`."""

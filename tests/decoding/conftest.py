@@ -19,6 +19,7 @@ VARIANTS = {
     "medusa_typical",
     "draft_model",
     "dynamic_oracle",
+    "eagle3",
     "sampling_drafter",
     "suffix",
     "token_recycling",

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from baselines.draft_model import DraftModel
+from baselines.eagle3.decoder import Eagle3
 from bench.decoding import decoder, verify
 from bench.decoding.cache import TreeCache
 from bench.decoding.engines.eager import EagerTarget
@@ -206,6 +207,17 @@ def test_trees_without_training_notice(
         check_greedy(known, registered(text), known.prompts, TOKENS)
 
 
+@pytest.mark.parametrize("mutate", [elder_siblings_visible, bonus_lost], ids=lambda m: m.__name__)
+def test_a_tree_grown_by_confidence_notices(
+    grouped_query: Known, mutate: Mutate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make, prompts = CASES["eagle3"], grouped_query.prompts[:2]
+    check_greedy(grouped_query, make, prompts, TOKENS)
+    mutate(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_greedy(grouped_query, make, prompts, TOKENS)
+
+
 def newest_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
     begin = DraftModel.begin
 
@@ -217,12 +229,45 @@ def newest_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(DraftModel, "begin", stale)
 
 
-def test_a_draft_model_that_keeps_its_state_is_noticed(
-    grouped_query: Known, monkeypatch: pytest.MonkeyPatch
+def feature_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
+    begin = Eagle3.begin
+
+    def stale(self: Eagle3, *given: Any) -> None:
+        kept = self._f.clone()
+        begin(self, *given)
+        self._f.copy_(kept)
+
+    patch.setattr(Eagle3, "begin", stale)
+
+
+def rows_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
+    """Keys and values of a prompt are left where a longer text has some already."""
+    begin = Eagle3.begin
+
+    def stale(self: Eagle3, *given: Any) -> None:
+        kept = self._rows.clone()
+        begin(self, *given)
+        if kept.shape == self._rows.shape:
+            self._rows.copy_(torch.where(kept != 0, kept, self._rows))
+
+    patch.setattr(Eagle3, "begin", stale)
+
+
+@pytest.mark.parametrize(
+    ("name", "mutate"),
+    [
+        ("draft_model", newest_of_the_text_before),
+        ("eagle3", feature_of_the_text_before),
+        ("eagle3", rows_of_the_text_before),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_a_draft_that_keeps_its_state_is_noticed(
+    grouped_query: Known, name: str, mutate: Mutate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    newest_of_the_text_before(monkeypatch)
+    mutate(monkeypatch)
     with pytest.raises(AssertionError):
-        check_repeats(grouped_query, CASES["draft_model"], TOKENS)
+        check_repeats(grouped_query, CASES[name], TOKENS)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,15 @@ from bench.training.writer import Writer, WriterSettings
 from tests.decoding.known import tiny_model
 
 PREDICTABLE = "synthetic:predictable"
-METHODS = ("chimera", "chimera_plus", "chimera_block", "dflash", "dflash_markov", "medusa")
+METHODS = (
+    "chimera",
+    "chimera_plus",
+    "chimera_block",
+    "dflash",
+    "dflash_markov",
+    "eagle3",
+    "medusa",
+)
 # Fast rates: Chimeras get far in few but costly steps, Medusa's steps are cheap.
 RUNS: tuple[dict[str, Any], ...] = (
     {
@@ -32,6 +40,7 @@ RUNS: tuple[dict[str, Any], ...] = (
         "adam_lr": 0.01,
     },
     {"method": ("dflash", "dflash_markov"), "steps": 24, "muon_lr": 0.05, "adam_lr": 0.01},
+    {"method": ("eagle3",), "steps": 24, "muon_lr": 0.1, "adam_lr": 0.02},
     {"method": ("medusa",), "steps": 150, "muon_lr": 0.1, "adam_lr": 0.02},
 )
 SEQUENCES = 288
@@ -127,21 +136,21 @@ def data(name: str) -> Path:
 
 
 @cache
-def trained(name: str) -> Path:
-    """The folder of METHODS trained on one of MODELS, a folder for each of RUNS."""
+def trained(name: str, run: int) -> Path:
+    """The folder of one of RUNS on one of MODELS."""
     folder = data(name)
     model = name if name.startswith(PREDICTABLE) else str(folder.parent / name)
-    out = folder.parent / "trained"
-    for run in RUNS:
-        last = {"eval_every": run["steps"] // 3, "save_every": run["steps"]}
-        Trainer(settings(folder, out / run["method"][-1], model=model, **run, **last)).run()
+    settings_of = RUNS[run]
+    out = folder.parent / "trained" / settings_of["method"][-1]
+    last = {"eval_every": settings_of["steps"] // 3, "save_every": settings_of["steps"]}
+    Trainer(settings(folder, out, model=model, **settings_of, **last)).run()
     return out
 
 
 def weights(name: str, method: str) -> Path:
     """The checkpoint of `method` trained on one of MODELS."""
-    (found,) = trained(name).glob(f"*/{method}-0.safetensors")
-    return found
+    (run,) = (number for number, run in enumerate(RUNS) if method in run["method"])
+    return trained(name, run) / f"{method}-0.safetensors"
 
 
 def checkpoint(method: str, target: TargetModel) -> str:

@@ -61,6 +61,23 @@ def test_the_loss_in_chunks_is_the_plain_one(
     assert not gradient[4].any()
 
 
+def test_a_head_of_the_drafts_own_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """q comes from it, p from the target's head."""
+    monkeypatch.setattr("bench.training.losses.CELLS", 3 * VOCAB)
+    generator = torch.Generator().manual_seed(0)
+    z, teacher = torch.randn(2, 10, 1, D, generator=generator)
+    head, own = (torch.randn(VOCAB, D, generator=generator) for _ in range(2))
+    z.requires_grad_()
+    own.requires_grad_()
+    p, log_q = (teacher @ head.T).softmax(dim=-1), (z @ own.T).log_softmax(dim=-1)
+    plain = -(p * log_q).sum()
+    labels, weights = torch.zeros(10, 1, dtype=torch.long), torch.ones(10, 1)
+    loss, _ = next_token_loss(z, head, weights, labels, teacher, DECAY, own)
+    torch.testing.assert_close(loss, plain)
+    expected, found = (torch.autograd.grad(0.25 * x, (z, own)) for x in (plain, loss))
+    torch.testing.assert_close(found, expected)
+
+
 def test_the_teacher_itself_has_no_gradient() -> None:
     generator = torch.Generator().manual_seed(0)
     h, head = torch.randn(5, 1, D, generator=generator), torch.randn(VOCAB, D, generator=generator)

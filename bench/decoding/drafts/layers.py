@@ -1,5 +1,5 @@
-"""Parts of draft models that attend to the target's states: norms, rotary positions, a decoder
-layer, and the same layer in few kernels.
+"""Parts of draft models that attend to the target's states: rotary positions, a decoder layer, and
+the same layer in few kernels.
 
 Shapes: d the hidden size, H heads of D numbers each; "..." stands for any leading dimensions.
 """
@@ -10,44 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.decoding.drafts.norms import RMSNorm
+from bench.decoding.drafts.products import Product, fused, plain
 from bench.decoding.engines import ops
 
 Rotation = tuple[Tensor, Tensor]
-
-
-class Standardise(nn.Module):
-    """(x - mean) / scale per dimension, measured once before training.
-
-    A third of the energy of h and almost half of that of e is a common mean; removing it speeds up
-    training. `inverse` maps an estimate back to the scale of h.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(size))
-        self.register_buffer("scale", torch.ones(size))
-
-    @torch.no_grad()
-    def measure(self, x: Tensor) -> None:
-        """Take mean and deviation of x [n, size]."""
-        self.mean.copy_(x.float().mean(dim=0))
-        self.scale.copy_(x.float().std(dim=0).clamp(min=1e-4))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.scale
-
-    def inverse(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.mean
-
-
-class RMSNorm(nn.RMSNorm):
-    """RMS norm in its weight's precision, so that it stays one kernel under autocast."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.to(self.weight.dtype))
 
 
 def rotation(positions: Tensor, head_dim: int, theta: float) -> Rotation:
@@ -98,19 +65,18 @@ class ContextLayer(nn.Module):
         k, v = self.keys_values(normed, turn)
         return q, k, v
 
-    def combine(self, u: Tensor, attended: Tensor) -> Tensor:
-        """The layer's output [..., d] from its input u and the attention's result [..., H, D]."""
-        y = u + self.o_proj(attended.flatten(-2))
-        gate, up = self.gate_up(self.ffn_norm(y)).chunk(2, dim=-1)
-        out: Tensor = y + self.down(F.silu(gate) * up)
-        return out
+    def combine(self, u: Tensor, attended: Tensor, product: Product = plain) -> Tensor:
+        """The layer's output [..., d] from its input u and the attention's result [..., d]."""
+        y = product(self.o_proj, attended, residual=u)
+        inner = product(self.gate_up, y, self.ffn_norm, halves=True)
+        return product(self.down, inner, residual=y)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.heads, -1)
 
 
 class FusedLayer:
-    """A `ContextLayer` by `bench.decoding.engines.ops`, for engines with custom kernels."""
+    """A `ContextLayer` in few kernels, for engines that have them."""
 
     def __init__(self, layer: ContextLayer) -> None:
         self._layer = layer
@@ -123,17 +89,14 @@ class FusedLayer:
 
     def combine(self, u: Tensor, attended: Tensor) -> Tensor:
         """The layer's output [n, d] from u and the attention's result [n, d]."""
-        layer, norm = self._layer, self._layer.ffn_norm
-        y = ops.linear(attended, layer.o_proj.weight, residual=u)
-        inner = ops.linear(y, layer.gate_up.weight, norm.weight, norm.eps or 0.0, halves=True)
-        return ops.linear(inner, layer.down.weight, residual=y)
+        return self._layer.combine(u, attended, fused)
 
 
 def attend_blocks(
     q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, seen: Tensor
 ) -> Tensor:
     """Attention in training of each anchor's block over the shared context and over the block
-    itself, in both directions.
+    itself, in both directions; [B, A, J, H D].
 
     q, k, v: [B, A, J, H, D]; keys, values: [B, T, H, D]; seen: bool [B, A, T].
     """
@@ -147,7 +110,7 @@ def attend_blocks(
         torch.cat((values, v.flatten(1, 2)), dim=1).transpose(1, 2),
         attn_mask=visible[:, None],
     )
-    return attended.transpose(1, 2).reshape(q.shape)
+    return attended.transpose(1, 2).reshape(*q.shape[:3], -1)
 
 
 def write_rows(into: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:

@@ -55,6 +55,12 @@ class Draft(nn.Module, ABC):
         """The numbers of target layers after which the draft reads the residual stream."""
         return ()
 
+    @property
+    def own_head(self) -> nn.Parameter | None:
+        """The draft's own LM head [V', d], for the V' most frequent tokens. It starts as the
+        target's and is trained with the draft; None where the draft uses the target's."""
+        return None
+
     @abstractmethod
     def initialise(self, seed: int) -> None:
         """Set the initial weights."""
@@ -80,8 +86,9 @@ class Draft(nn.Module, ABC):
             anchors: int64 [B, A], t with 1 <= t < T - depth.
 
         Returns:
-            (o, z), each [B, A, depth, d]. z goes through the target's LM head; o estimates the
-            target's hidden states at t + 1 .. t + depth, None if the draft makes no estimate.
+            (o, z), each [B, A, depth, d]. z goes through the LM head, the target's or `own_head`;
+            o estimates the target's hidden states at t + 1 .. t + depth, None if the draft makes no
+            estimate.
         """
 
 

@@ -97,7 +97,8 @@ class EagerTarget(TargetModel):
 
         Args:
             q: [n, H, D].
-            keys, values: [H, rows, D]; the committed positions' rows and m drafted ones behind.
+            keys, values: [G, rows, D], H a multiple of G; the committed positions' rows and m
+                drafted ones behind.
             visible: bool [n, m].
             context: False hides the committed rows.
 
@@ -113,6 +114,7 @@ class EagerTarget(TargetModel):
             keys[None, :, :live],
             values[None, :, :live],
             attn_mask=seen,
+            enable_gqa=keys.shape[0] != q.shape[1],
         )
         return out[0].transpose(0, 1)
 

@@ -1,0 +1,1 @@
+"""Trained EAGLE-3 drafts; none ships yet."""
