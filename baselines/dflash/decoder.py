@@ -130,13 +130,11 @@ class DFlash(DraftModelDecoder[DFlashModel]):
         """The nodes with the largest sums of log q along their paths."""
         logits = self._drafter.logits(self._root)
 
-        def expand(
-            tokens: Tensor, above: Tensor, level: int, visible: Tensor, last: bool
-        ) -> Tensor:
-            del above, visible, last
+        def expand(tokens: Tensor, above: Tensor, level: int, visible: Tensor) -> Tensor:
+            del above, visible
             return self._drafter.followed(logits[level - 1 : level], tokens)
 
-        return self._confident.grow(self._root, expand, self._vocabulary.__getitem__)
+        return self._confident.grow(self._root, expand, self._vocabulary)
 
     def advance(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
         self._follow(tree, step, verdict)

@@ -25,6 +25,8 @@ DECODERS = CASES | {
     "draft_model": registered("draft_model(k=2)"),
     "suffix": registered("suffix(nodes=2)"),
     "token_recycling": registered("token_recycling(nodes=4,depth=2,k=2)"),
+    "dflash": registered("dflash(nodes=4,depth=2)"),
+    "dflash_dynamic": registered("dflash(nodes=4,depth=2,dynamic=true,beam=3)"),
     "eagle3": registered("eagle3(nodes=4,depth=2,beam=3)"),
     "medusa": registered("medusa(nodes=2)", tree="paper"),
     "chimera": registered("chimera(nodes=4,depth=2)"),
@@ -37,6 +39,7 @@ DECODERS = CASES | {
 # The cached oracle drafts as the static one does, and Chimera's variants as Chimera.
 CUT_ONLY = ("dynamic_oracle", "chimera", "draft_model", "suffix", "token_recycling")
 SLOW = {*CUT_ONLY, "cached_oracle", "chimera_plus", "chimera_block", "chimera_dynamic", "eagle3"}
+SLOW |= {"dflash", "dflash_dynamic"}
 FAST = {name: make for name, make in DECODERS.items() if name not in SLOW}
 PLAIN = {"T=0.7": Sampling(0.7), "T=1.0": Sampling(1.0)}
 CUT = Sampling(0.7, top_k=4, top_p=0.9)
