@@ -34,7 +34,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.decoding.drafts.chains import attend_chain
-from bench.decoding.drafts.layers import ContextLayer, Rotation, attend_blocks, rotation
+from bench.decoding.drafts.layers import (
+    ContextLayer,
+    Rotation,
+    attend_blocks,
+    block_mask,
+    rotation,
+)
 from bench.decoding.drafts.norms import RMSNorm, Standardise
 from bench.decoding.drafts.trainable import Draft
 
@@ -367,8 +373,8 @@ class Chimera(Draft):
             x = self.trigram.standardised(embeddings[batch[..., None, None], window])
             u = self.block_inputs(x[:, :, 0], encoder.pull(h))
             q, k, v = encoder.queries(u, encoder.rotation(ahead))
-            attended = attend_blocks(q, k, v, keys, values, seen)
-            o = encoder.finish(u, attended.unflatten(-1, q.shape[-2:]))
+            attended = attend_blocks(q, k, v, keys, values, block_mask(seen, q.shape[2]))
+            o = encoder.finish(u, attended.view(q.shape))
             z, added = self.block_outputs(h, o)
             return o, z + self.heads.state_norm.scale * self.sequential(x, added)
         pull = encoder.pull(h)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,11 +179,11 @@ def test_drafting_follows_the_equations(engine: type[TargetModel], rank: int) ->
     found = drafter.logits(torch.tensor([NEWEST]))
     own = by_the_equations(model, target, [*PROMPT, NEWEST], len(PROMPT) - 1)
     expected = target.head()(model.state_norm.inverse(own))
-    close = {"rtol": 1e-4, "atol": 1e-4}
-    torch.testing.assert_close(found, expected, **close)
+    close = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
+    close(found, expected)
     tokens = torch.tensor([4, 1, 4])
     followed = drafter.followed(found[1:2], tokens)
-    torch.testing.assert_close(followed, expected[1] + table(model, target)[tokens], **close)
+    close(followed, expected[1] + table(model, target)[tokens])
 
 
 def decoder_of(

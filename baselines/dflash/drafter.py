@@ -28,6 +28,7 @@ class Drafter:
         self._block = torch.arange(model.config.depth + 1, device=target.device)
         self._visible = torch.ones(2 * [len(self._block)], device=target.device).bool()
         self._begin, self._end = target.fuse(self._entered), target.fuse(model.outputs)
+        self._read = target.fuse(self._gathered)
         if model.markov is not None:  # T = features @ onward^T
             every = model.token_norm(target.embeddings().weight)  # [V, d]
             self._features = model.markov.features(every)  # [V, r]
@@ -43,7 +44,7 @@ class Drafter:
             size = config.hidden_size // config.heads
             self._rows = like.new_zeros(2, config.layers, config.heads, rows, size)
             self._reserve(rows)
-        self._store(taps, torch.arange(len(like), device=like.device))
+        self._store(self._model.tapped(taps), torch.arange(len(like), device=like.device))
 
     def remember(self, taps: list[Tensor], path: Tensor, accepted: Tensor) -> None:
         """Append the states of newly verified positions.
@@ -54,9 +55,7 @@ class Drafter:
                 their rows are overwritten by the next block.
             accepted: int64 [1], the number of accepted nodes below the root.
         """
-        first = self._target.length - accepted - 1
-        rows = first + torch.arange(len(path), device=path.device)
-        self._store([tap[path] for tap in taps], rows)
+        self._store(*self._read(taps, path, accepted))
 
     def logits(self, root: Tensor) -> Tensor:
         """[K, V'] of the positions behind the newest token, int64 [1], without the table."""
@@ -79,10 +78,10 @@ class Drafter:
     def _reserve(self, rows: int) -> None:
         """Make what else depends on the number of rows."""
 
-    def _store(self, taps: list[Tensor], rows: Tensor) -> None:
-        """Keys and values of verified positions `rows`, int64 [n], from their states [n, d]."""
+    def _store(self, tapped: Tensor, rows: Tensor) -> None:
+        """Keys and values of verified positions `rows`, int64 [n], from `DFlash.tapped`."""
         model = self._model
-        c, turn = model.context(model.tapped(taps)), model.rotation(rows)
+        c, turn = model.context(tapped), model.rotation(rows)
         for k, layer in enumerate(model.blocks):
             write_rows(self._rows[:, k], rows, *layer.keys_values(c, turn))
 
@@ -96,6 +95,14 @@ class Drafter:
             attended = self._target.attend(q, self._rows[0, k], self._rows[1, k], self._visible)
             u = layer.combine(u, attended.flatten(1))
         return u
+
+    def _gathered(
+        self, taps: list[Tensor], path: Tensor, accepted: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(`DFlash.tapped` of a path, its positions [n]); see `remember`."""
+        first = self._target.length - accepted - 1
+        rows = first + torch.arange(len(path), device=path.device)
+        return self._model.tapped([tap[path] for tap in taps]), rows
 
     def _entered(self, root: Tensor) -> Tensor:
         """u [K + 1, d] behind the newest token, int64 [1]."""
@@ -112,7 +119,6 @@ class FusedDrafter(Drafter):
         halves = [layer.kv_proj.weight.chunk(2) for layer in model.blocks]
         keys, values = zip(*halves, strict=True)
         self._keys_values = torch.cat((*keys, *values))  # [2 layers d, d]
-        self._read = target.fuse(model.tapped)
 
     def logits(self, root: Tensor) -> Tensor:
         return ops.linear(self._end(self._run(self._begin(root))), self._head)
@@ -126,9 +132,9 @@ class FusedDrafter(Drafter):
         cos, sin = self._model.rotation(torch.arange(rows, device=self._rows.device))
         self._tables = cos.squeeze(-2).contiguous(), sin.squeeze(-2).contiguous()
 
-    def _store(self, taps: list[Tensor], rows: Tensor) -> None:
+    def _store(self, tapped: Tensor, rows: Tensor) -> None:
         model, norm = self._model, self._model.context_norm
-        c = ops.linear(self._read(taps), model.fusion.weight)
+        c = ops.linear(tapped, model.fusion.weight)
         kv = ops.linear(c, self._keys_values, norm.weight, model.config.eps)
         keys, values = self._rows.flatten(1, 2)  # each [layers H, rows, D]
         ops.rotate_rows(kv, 0, keys, values, *self._tables, rows[:1], 0, 0, consecutive=True)

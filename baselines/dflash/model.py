@@ -34,7 +34,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.decoding.drafts.layers import ContextLayer, Rotation, attend_blocks, rotation
+from bench.decoding.drafts.layers import (
+    ContextLayer,
+    Rotation,
+    attend_blocks,
+    block_mask,
+    rotation,
+)
 from bench.decoding.drafts.norms import RMSNorm, Standardise
 from bench.decoding.drafts.trainable import Draft
 
@@ -152,7 +158,7 @@ class DFlash(Draft):
     ) -> tuple[None, Tensor]:
         """(None, z [B, A, K, d]) of a block behind every anchor; see `Draft.forward`."""
         span = torch.arange(embeddings.shape[1], device=anchors.device)
-        seen = span <= anchors[..., None]  # [B, A, T]
+        visible = block_mask(span <= anchors[..., None], self.config.depth + 1)
         tokens = anchors[..., None] + torch.arange(1, self.config.depth + 2, device=span.device)
         batch = torch.arange(len(anchors), device=span.device)[:, None, None]
         known = embeddings[batch, tokens[..., :-1]]  # [B, A, K, d], x_{t+1} .. x_{t+K}
@@ -161,7 +167,7 @@ class DFlash(Draft):
         for layer in self.blocks:
             keys, values = layer.keys_values(c, self.rotation(span))
             q, k, v = layer.queries(u, self.rotation(tokens))
-            u = layer.combine(u, attend_blocks(q, k, v, keys, values, seen))
+            u = layer.combine(u, attend_blocks(q, k, v, keys, values, visible))
         if self.markov is None:
             return None, self.outputs(u)
         return None, self.outputs(u, self.markov(self.token_norm(known)))

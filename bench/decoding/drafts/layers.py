@@ -92,18 +92,22 @@ class FusedLayer:
         return self._layer.combine(u, attended, fused)
 
 
-def attend_blocks(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, seen: Tensor
-) -> Tensor:
-    """Attention in training of each anchor's block over the shared context and over the block
-    itself, in both directions; [B, A, J, H D].
-
-    q, k, v: [B, A, J, H, D]; keys, values: [B, T, H, D]; seen: bool [B, A, T].
-    """
-    anchors, block = q.shape[1], q.shape[2]
-    own = torch.eye(anchors, dtype=torch.bool, device=q.device).expand(len(q), -1, -1)
+def block_mask(seen: Tensor, block: int) -> Tensor:
+    """bool [B, A J, T + A J]: what each row of A anchors' blocks of J rows sees in training, the
+    anchor's context, `seen` bool [B, A, T], and its own block in both directions."""
+    batch, anchors = seen.shape[:2]
+    own = torch.eye(anchors, dtype=torch.bool, device=seen.device).expand(batch, -1, -1)
     own = own.repeat_interleave(block, dim=-1)  # [B, A, A J]
-    visible = torch.cat((seen, own), dim=-1).repeat_interleave(block, dim=1)  # [B, A J, T + A J]
+    return torch.cat((seen, own), dim=-1).repeat_interleave(block, dim=1)
+
+
+def attend_blocks(
+    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, visible: Tensor
+) -> Tensor:
+    """Attention in training of blocks over the shared context and themselves; [B, A, J, H D].
+
+    q, k, v: [B, A, J, H, D]; keys, values: [B, T, H, D]; visible: as `block_mask` makes it.
+    """
     attended = F.scaled_dot_product_attention(
         q.flatten(1, 2).transpose(1, 2),
         torch.cat((keys, k.flatten(1, 2)), dim=1).transpose(1, 2),

@@ -41,7 +41,8 @@ class Level:
 def levels_of(paths: Sequence[RankPath], device: torch.device) -> list[Level]:
     """The levels of a tree, its nodes in the order of `Topology.from_rank_paths`."""
     ordered = sorted(set(paths), key=lambda path: (len(path), path))
-    expanded, above = {path[:-1] for path in ordered}, [()]
+    expanded = {path[:-1] for path in ordered}
+    above: list[RankPath] = [()]
     levels = []
     for _, nodes in groupby(ordered, key=len):
         level = list(nodes)
