@@ -359,7 +359,8 @@ def model() -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["medusa", "medusa_typical", "chimera", "chimera_plus", "chimera_block", "eagle3"]
+    "name",
+    ["medusa", "medusa_typical", "chimera", "chimera_plus", "chimera_block", "eagle3", "dflash"],
 )
 def test_a_random_draft_changes_no_answer(model: Any, name: str) -> None:
     prompt = [5, 3, 8, 1, 9]

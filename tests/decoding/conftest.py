@@ -18,6 +18,8 @@ VARIANTS = {
     "medusa_lookup",
     "medusa_typical",
     "draft_model",
+    "dflash",
+    "dflash_dynamic",
     "dynamic_oracle",
     "eagle3",
     "sampling_drafter",

@@ -25,6 +25,8 @@ DECODERS = CASES | {
     "draft_model": registered("draft_model(k=2)"),
     "suffix": registered("suffix(nodes=2)"),
     "token_recycling": registered("token_recycling(nodes=4,depth=2,k=2)"),
+    "dflash": registered("dflash(nodes=4,depth=2)"),
+    "dflash_dynamic": registered("dflash(nodes=4,depth=2,dynamic=true,beam=3)"),
     "eagle3": registered("eagle3(nodes=4,depth=2,beam=3)"),
     "medusa": registered("medusa(nodes=2)", tree="paper"),
     "chimera": registered("chimera(nodes=4,depth=2)"),

@@ -125,6 +125,8 @@ class TracingDraft(Tracing):
         "chimera(nodes=6,depth=3)",
         "chimera_plus(nodes=6,depth=3)",
         "chimera_block(nodes=6,depth=3)",
+        "dflash(nodes=6,depth=3)",
+        "dflash(nodes=6,depth=3,dynamic=true,beam=3)",
         "eagle3(nodes=6,depth=3,beam=3)",
         "lookahead(g=3)",
         "prompt_lookup",

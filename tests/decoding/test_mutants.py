@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from baselines.dflash.decoder import DFlash
+from baselines.dflash.drafter import Drafter
 from baselines.draft_model import DraftModel
 from baselines.eagle3.decoder import Eagle3
 from bench.decoding import decoder, verify
@@ -208,10 +210,12 @@ def test_trees_without_training_notice(
 
 
 @pytest.mark.parametrize("mutate", [elder_siblings_visible, bonus_lost], ids=lambda m: m.__name__)
-def test_a_tree_grown_by_confidence_notices(
-    grouped_query: Known, mutate: Mutate, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["dflash", "eagle3"])
+def test_a_trained_tree_notices(
+    grouped_query: Known, name: str, mutate: Mutate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, prompts = CASES["eagle3"], grouped_query.prompts[:2]
+    """Of a block with a static tree; of one grown by confidence."""
+    make, prompts = CASES[name], grouped_query.prompts[:2]
     check_greedy(grouped_query, make, prompts, TOKENS)
     mutate(monkeypatch)
     with pytest.raises(AssertionError):
@@ -253,9 +257,35 @@ def rows_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Eagle3, "begin", stale)
 
 
+def root_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
+    begin = DFlash.begin
+
+    def stale(self: DFlash, *given: Any) -> None:
+        kept = self._root.clone()
+        begin(self, *given)
+        self._root.copy_(kept)
+
+    patch.setattr(DFlash, "begin", stale)
+
+
+def context_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
+    """A prompt's keys and values are left where a text before it has some already."""
+    start = Drafter.start
+
+    def stale(self: Drafter, taps: list[Tensor]) -> None:
+        kept = self._rows.clone()
+        start(self, taps)
+        if kept.shape == self._rows.shape:
+            self._rows.copy_(torch.where(kept != 0, kept, self._rows))
+
+    patch.setattr(Drafter, "start", stale)
+
+
 @pytest.mark.parametrize(
     ("name", "mutate"),
     [
+        ("dflash", root_of_the_text_before),
+        ("dflash", context_of_the_text_before),
         ("draft_model", newest_of_the_text_before),
         ("eagle3", feature_of_the_text_before),
         ("eagle3", rows_of_the_text_before),
