@@ -20,6 +20,7 @@ PARAMETERS = {
     "draft_model": "draft_model(k=3)",
     "suffix": "suffix(alpha=1)",
     "token_recycling": "token_recycling(nodes=8,depth=2,k=4)",
+    "hydra": "hydra(nodes=8)",
     "medusa": "medusa(nodes=8)",
     "medusa_typical": "medusa_typical(nodes=8)",
     "chimera": "chimera(nodes=10)",

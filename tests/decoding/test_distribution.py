@@ -25,6 +25,7 @@ DECODERS = CASES | {
     "draft_model": registered("draft_model(k=2)"),
     "suffix": registered("suffix(nodes=2)"),
     "token_recycling": registered("token_recycling(nodes=4,depth=2,k=2)"),
+    "hydra": registered("hydra(nodes=4,depth=2)"),
     "medusa": registered("medusa(nodes=2)", tree="paper"),
     "chimera": registered("chimera(nodes=4,depth=2)"),
     "chimera_plus": registered("chimera_plus(nodes=4,depth=2)"),
