@@ -226,7 +226,7 @@ def test_ablations_are_described_and_keep_their_parameters() -> None:
     shape = TargetInfo("tiny", hidden_size=64, vocab_size=512, layers=6)
     known = own_drafts()
     ablations = {name for name in known if f"| `{name}` |" in text}
-    assert known - ablations == {"chimera_block", "chimera_plus", "medusa"}
+    assert known - ablations == {"chimera_block", "chimera_plus", "hydra", "medusa"}
     built = [trainable.load(name).build(shape) for name in ablations]
     sizes = {sum(p.numel() for p in draft.parameters()) for draft in built}
     assert len(sizes) == 1

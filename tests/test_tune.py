@@ -244,7 +244,7 @@ def test_decoders_are_built_once_for_each_stage(monkeypatch: pytest.MonkeyPatch)
 def test_every_grid_is_of_parameters_that_exist() -> None:
     kinds = {name: point.load() for name, point in methods.discover().items()}
     grids = {n: k.settings_type.grid() for n, k in kinds.items() if not issubclass(k, Dial)}
-    drafting = {"chimera", "chimera_plus", "medusa", "lookahead", "prompt_lookup"}
+    drafting = {"chimera", "chimera_plus", "hydra", "medusa", "lookahead", "prompt_lookup"}
     assert {name for name, grid in grids.items() if grid} >= drafting
     assert not grids["autoregressive"]
     for name, grid in grids.items():

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from baselines.hydra import published
 from baselines.hydra.model import Head
 from baselines.hydra.model import Hydra as HydraHeads
-from bench.decoding.decoder import Settings
+from bench.decoding.decoder import Settings, TargetInfo
+from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError, on_hub
 from bench.decoding.drafts.loading import DraftModelDecoder, PublishedLayouts
 from bench.decoding.drafts.ranks import RankPath
 from bench.decoding.engines import ops
@@ -117,6 +118,25 @@ class Hydra(DraftModelDecoder[HydraHeads]):
         self._root = target.tensor((0,))  # the newest token
         self._draft, self._follow = target.capture(self._tree), target.capture(self._observe)
         self._start, self._sprout = target.fuse(self._extended), target.fuse(self._children)
+
+    @classmethod
+    def _misfit(cls, target: TargetInfo, settings: Settings) -> str | None:
+        """Published heads are read before the target is, for names and shapes."""
+        reason, (d, size) = (
+            super()._misfit(target, settings),
+            (target.hidden_size, target.vocab_size),
+        )
+        checkpoint = settings.checkpoint
+        if reason or not checkpoint or checkpoint == RANDOM or on_hub(checkpoint):
+            return reason
+        location = published.locate(checkpoint)
+        if d is None or size is None or not published.recognises(location):
+            return None
+        try:
+            published.read(location, d, size)
+        except CheckpointError as error:
+            return str(error)
+        return None
 
     def load_published(self, target: TargetModel, location: Path) -> tuple[HydraHeads, str]:
         return published.load(location, target.hidden_size, target.vocab_size)

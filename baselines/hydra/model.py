@@ -30,13 +30,13 @@ class HydraConfig:
     Attributes:
         hidden_size: d, the target's.
         depth: number of heads, K.
-        blocks: residual blocks of a head, in sequence; the first reads x_k.
+        layers: residual blocks of a head, in sequence; the first reads x_k.
         own_heads: size V of each head's own LM head, 0 where the target's is shared.
     """
 
     hidden_size: int
     depth: int
-    blocks: int = 1
+    layers: int = 1
     own_heads: int = 0
 
     def to_dict(self) -> dict[str, object]:
@@ -51,7 +51,7 @@ class Head(nn.Module):
         d = config.hidden_size
         self.shortcut = nn.Linear((k + 1) * d, d)  # R_k, r_k
         self.first = nn.Linear((k + 1) * d, d)  # W_k, b_k
-        self.rest = nn.ModuleList(nn.Linear(d, d) for _ in range(config.blocks - 1))
+        self.rest = nn.ModuleList(nn.Linear(d, d) for _ in range(config.layers - 1))
 
     def forward(self, x: Tensor) -> Tensor:
         z: Tensor = self.shortcut(x) + F.silu(self.first(x))

@@ -59,7 +59,13 @@ def files(location: Path) -> list[Path]:
 
 
 def load(location: Path, hidden_size: int, vocab_size: int) -> tuple[Hydra, str]:
-    """The heads for a target of that shape, in the file's own precision, and the file's sha256.
+    """The heads as `read` gives them, and the file's sha256."""
+    hydra = read(location, hidden_size, vocab_size)
+    return hydra, sha256_of_files(files(location))
+
+
+def read(location: Path, hidden_size: int, vocab_size: int) -> Hydra:
+    """The heads for a target of that shape, in the file's own precision, memory-mapped.
 
     Args:
         location: a folder, or the known file.
@@ -84,7 +90,7 @@ def load(location: Path, hidden_size: int, vocab_size: int) -> tuple[Hydra, str]
         raise CheckpointError(f"{error}; {KNOWN}") from error
     state = {name: tensors[_published(name)] for name in expected}
     hydra.load_state_dict(state | {"scale": torch.ones(1)}, assign=True)
-    return hydra.requires_grad_(False).eval(), sha256_of_files([file])
+    return hydra.requires_grad_(False).eval()
 
 
 def random(

@@ -35,7 +35,7 @@ DECODERS = CASES | {
     "dynamic_oracle": oracle(accuracy=0.95, dynamic=True),
 }
 # The cached oracle drafts as the static one does, and Chimera's variants as Chimera.
-CUT_ONLY = ("dynamic_oracle", "chimera", "draft_model", "suffix", "token_recycling")
+CUT_ONLY = ("dynamic_oracle", "chimera", "draft_model", "hydra", "suffix", "token_recycling")
 SLOW = {*CUT_ONLY, "cached_oracle", "chimera_plus", "chimera_block", "chimera_dynamic"}
 FAST = {name: make for name, make in DECODERS.items() if name not in SLOW}
 PLAIN = {"T=0.7": Sampling(0.7), "T=1.0": Sampling(1.0)}
