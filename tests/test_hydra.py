@@ -233,7 +233,8 @@ def test_a_node_is_drafted_from_its_own_path() -> None:
     tokens, parents = tree.tokens.tolist(), tree.topology.parents.tolist()
     children = [0] * tree.width
     for node in range(1, tree.width):
-        path, above = [], parents[node]
+        path: list[int] = []
+        above = parents[node]
         while above >= 0:
             path.insert(0, tokens[above])
             above = parents[above]

@@ -71,7 +71,8 @@ class Level:
 def levels(paths: Sequence[RankPath], device: torch.device) -> list[Level]:
     """The levels of a tree of rank paths, nodes ordered as `Topology.from_rank_paths` does."""
     expanded = {path[:-1] for path in paths}
-    found, above = [], [()]
+    found: list[Level] = []
+    above: list[RankPath] = [()]
     for depth in range(1, max(map(len, paths)) + 1):
         nodes = sorted(path for path in paths if len(path) == depth)
         rank = [path[-1] for path in nodes]
@@ -149,7 +150,7 @@ class Hydra(DraftModelDecoder[HydraHeads]):
         """Each level reads its head and an LM head."""
         depth = len(self._levels)
         used = [*self.heads.heads[:depth], *self.heads.lm_heads[:depth]]
-        own = sum(p.nbytes for module in used for p in module.parameters())
+        own: int = sum(p.nbytes for module in used for p in module.parameters())
         return own if self.heads.lm_heads else own + depth * self._head.nbytes
 
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:

@@ -85,7 +85,8 @@ class Hydra(Draft):
         for parameter in self.heads.parameters():
             parameter.zero_()
         for head in self.heads:
-            head.shortcut.weight[:, :d].fill_diagonal_(1.0)  # type: ignore[union-attr, operator]
+            assert isinstance(head, Head)
+            head.shortcut.weight[:, :d].fill_diagonal_(1.0)
 
     def standardise(self, embeddings: Tensor, hidden: Tensor, taps: list[Tensor]) -> None:
         del taps
