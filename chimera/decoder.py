@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from bench.decoding.verify import Verdict
 from chimera import published
 from chimera.drafter import ConfidentGrower, Drafter, Grower, StaticGrower
 from chimera.model import Chimera as ChimeraModel
+from chimera.model import ChimeraConfig
 from chimera.variants import chimera_block_config, chimera_plus_config
 
 
@@ -145,7 +146,7 @@ class ChimeraPlus(Chimera):
 
     name: ClassVar[str] = "chimera_plus"
     trained_as: ClassVar[str] = "chimera_plus"
-    configure = staticmethod(chimera_plus_config)
+    configure: Callable[[TargetInfo], ChimeraConfig] = staticmethod(chimera_plus_config)
 
     def random_draft(self, target: TargetModel) -> tuple[ChimeraModel, str]:
         shape = TargetInfo(target.name, target.hidden_size, target.vocab_size, target.layers)

@@ -32,21 +32,30 @@ class Drafter:
         of a tree are expanded."""
         self.model = model
         self._target = target
-        self._embeddings = target.embeddings()
+        self._embeddings: nn.Embedding = target.embeddings()
         self._vocabulary = vocabulary.to(target.device)
-        self._head = None
+        self._head: Tensor | None = None
+        self._bias: Tensor | None = None
         if not model.config.own_heads:
             self._head = target.head().weight[self._vocabulary].contiguous()
+        if model.narrow is not None and self._head is not None:
+            self._head, self._bias = model.narrow.head(self._head)
+            table = model.narrow.embeddings(self._embeddings.weight)
+            self._embeddings = nn.Embedding(
+                len(table), table.shape[1], _weight=table
+            ).requires_grad_(False)
         self._score = None if self._head is None else target.product(self._head)
         self._spare = spare
         self._rows = torch.empty(0)  # keys and values, [2, H, rows, D]
         self._drafted = 0  # rows after the true ones
-        size, options = model.config.hidden_size, {"dtype": target.dtype, "device": target.device}
+        size, options = model.config.size, {"dtype": target.dtype, "device": target.device}
         self._state = torch.zeros(1, size, **options)  # type: ignore[call-overload]
         self._pull = torch.zeros_like(self._state) if model.config.query_state else None
         self._fused: fused.FusedDraft | None = None
         if fused.fits(model, target):
-            self._fused = fused.draft(model, target, self._head)
+            self._fused = fused.draft(
+                model, target, self._embeddings.weight, self._head, self._bias
+            )
         depth = model.config.depth
         self._block = torch.ones(depth, depth, dtype=torch.bool, device=target.device)
         self._pass = (torch.empty(0), torch.empty(0))  # `Chimera.block_outputs`, of one pass
@@ -59,10 +68,10 @@ class Drafter:
 
     def start(self, hidden: Tensor, taps: list[Tensor]) -> None:
         """Start a new sequence, with true states [n, d]."""
-        config = self.model.config
+        config, hidden = self.model.config, self._narrowed(hidden)
         rows = self._target.cache.capacity + self._spare
         if self._rows.dim() < 4 or self._rows.shape[2] < rows:
-            shape = (2, config.heads, rows, config.hidden_size // config.heads)
+            shape = (2, config.heads, rows, config.size // config.heads)
             self._rows = torch.zeros(shape).to(hidden)
             if self._fused is not None:
                 self._fused.reserve(rows)
@@ -82,7 +91,7 @@ class Drafter:
             accepted: int64 [1], the number of accepted nodes below the root.
         """
         read = self._read if self._fused is None else self._fused.remember
-        read(hidden, taps, path, accepted, self._rows)
+        read(self._narrowed(hidden), taps, path, accepted, self._rows)
 
     def expand(
         self,
@@ -170,6 +179,8 @@ class Drafter:
         model, encoder = self.model, self.model.encoder
         apart = _nbytes(encoder.from_taps) + _nbytes(encoder.from_state)
         once = apart + _nbytes(encoder.kv_proj)
+        if model.narrow is not None:
+            once += _nbytes(model.narrow.from_state)
         layer = _nbytes(model.trigram) + _nbytes(encoder) - apart
         head = 0 if self._head is None else self._head.nbytes
         if model.sequential is not None:
@@ -179,6 +190,11 @@ class Drafter:
         level = layer + head
         heads = sum(_nbytes(head) for head in model.heads.heads[:levels])
         return once + levels * level + heads
+
+    def _narrowed(self, hidden: Tensor) -> Tensor:
+        """True states [n, d] as the draft reads them, [n, w]."""
+        narrow = self.model.narrow
+        return hidden if narrow is None else narrow.states(hidden)
 
     # Functions of tensors, which engines may compile
 
@@ -209,8 +225,11 @@ class Drafter:
         if into is not None:
             rotation = encoder.rotation(position)
             _write(into, rows, *encoder.keys_values(encoder.own_context(o), rotation))
-        z = self.model.heads(state.expand_as(o), o, level)
-        return z if self._score is None else self._score(z)
+        z: Tensor = self.model.heads(state.expand_as(o), o, level)
+        if self._score is None:
+            return z
+        logits: Tensor = self._score(z)
+        return logits if self._bias is None else logits + self._bias
 
     def _rooted(
         self, trigrams: Tensor, pull: Tensor | None, length: Tensor, into: Tensor

@@ -31,19 +31,33 @@ def fits(model: Chimera, target: TargetModel) -> bool:
     return torch.equal(ours.mean, theirs.mean) and torch.equal(ours.scale, theirs.scale)
 
 
-def draft(model: Chimera, target: TargetModel, head: Tensor | None) -> FusedDraft:
+def draft(
+    model: Chimera,
+    target: TargetModel,
+    embeddings: Tensor,
+    head: Tensor | None,
+    bias: Tensor | None,
+) -> FusedDraft:
     """The fused form of a model that `fits`."""
     kind = FusedBlock if model.config.one_pass else FusedDraft
-    return kind(model, target, head)
+    return kind(model, target, embeddings, head, bias)
 
 
 class FusedDraft:
-    """A draft model, bound to a target's embeddings and to the LM head [V', d] of a draft
-    vocabulary; None where the checkpoint has its own LM heads."""
+    """A draft model, bound to a target's embeddings [V, d] and to the LM head [V', d] of a draft
+    vocabulary, with a bias [V'] if the draft is narrow; None where the checkpoint has its own LM
+    heads. Of a narrow draft, d is its width."""
 
-    def __init__(self, model: Chimera, target: TargetModel, head: Tensor | None) -> None:
+    def __init__(
+        self,
+        model: Chimera,
+        target: TargetModel,
+        embeddings: Tensor,
+        head: Tensor | None,
+        bias: Tensor | None,
+    ) -> None:
         encoder, config = model.encoder, model.config
-        self._model, self._target, self._head = model, target, head
+        self._model, self._target, self._head, self._bias = model, target, head, bias
         self._length = target.length
         self._tables = (torch.empty(0), torch.empty(0))  # cos, sin [rows, D / 2]
         self._qkv = torch.cat((encoder.q_proj.weight, encoder.kv_proj.weight))
@@ -51,17 +65,17 @@ class FusedDraft:
         self._pull: Tensor | None = None
         if head is None:
             self._heads = [head.weight for head in heads]
-            self._from_h = torch.zeros_like(self._heads[0][:1, : config.hidden_size])  # h_t
+            self._from_h = torch.zeros_like(self._heads[0][:1, : config.size])  # h_t
         else:
             self._divide(heads)
         norm = model.trigram.norm
-        self.embeddings = target.embeddings().weight, (norm.mean, norm.scale)  # as `ops.embed` does
+        self.embeddings = embeddings, (norm.mean, norm.scale)  # as `ops.embed` does
         self._before = target.fuse(self._normed)
         self._pair = target.fuse(self._paired)
 
     def _divide(self, heads: list[nn.Linear]) -> None:
         """Split each head's matrix by input: o, or h_t. The query's matrix joins the latter."""
-        d, from_state = self._model.config.hidden_size, self._model.encoder.from_state
+        d, from_state = self._model.config.size, self._model.encoder.from_state
         self._heads = [head.weight[:, d:].contiguous() for head in heads]
         self._h_matrix = torch.cat([head.weight[:, :d] for head in heads])
         self._h_bias = torch.cat([head.bias for head in heads])[None]
@@ -131,7 +145,7 @@ class FusedDraft:
             residual=x,
             affine=(norm.scale, norm.mean),
         )
-        return ops.linear(z, self._head)
+        return ops.linear(z, self._head, bias=self._bias)
 
     def _query(self, x: Tensor) -> Tensor:
         """Inputs u [n, d] of the layer, from embeddings x [n, 3d]."""
@@ -178,8 +192,15 @@ class FusedBlock(FusedDraft):
     """A model with one pass for all depths. Its residual heads are one product with A: row k of the
     pass needs head k, and the other heads' results for it are not used."""
 
-    def __init__(self, model: Chimera, target: TargetModel, head: Tensor | None) -> None:
-        super().__init__(model, target, head)
+    def __init__(
+        self,
+        model: Chimera,
+        target: TargetModel,
+        embeddings: Tensor,
+        head: Tensor | None,
+        bias: Tensor | None,
+    ) -> None:
+        super().__init__(model, target, embeddings, head, bias)
         assert model.sequential is not None
         assert head is not None
         self._lm_head, self._sequential = head, model.sequential

@@ -59,6 +59,7 @@ class ChimeraConfig:
             W_k [h_t; o], or W_k o without `head_state`; 0 for residual heads.
         one_pass: whether the encoder runs once for all depths (`chimera_block`).
         sequential: inner size of the sequential head that `one_pass` needs.
+        width: inner size w of a draft that is narrower than the target; 0 for d.
     """
 
     hidden_size: int
@@ -76,18 +77,25 @@ class ChimeraConfig:
     own_heads: int = 0
     one_pass: bool = False
     sequential: int = 0
+    width: int = 0
 
     def __post_init__(self) -> None:
-        if self.hidden_size % (2 * self.heads):
-            raise ValueError(
-                f"hidden size {self.hidden_size} does not split into {self.heads} even heads"
-            )
+        if self.size % (2 * self.heads):
+            raise ValueError(f"hidden size {self.size} does not split into {self.heads} even heads")
         if self.one_pass != (self.sequential > 0):
             raise ValueError("one_pass and an inner size of the sequential head go together")
         if self.one_pass and not (self.trigram and self.context and self.head_state):
             raise ValueError("one_pass needs trigram, context and head_state")
         if self.one_pass and self.own_heads:
             raise ValueError("one_pass needs the target's LM head, not own_heads")
+        if self.width and (self.one_pass or self.own_heads):
+            other = "one_pass" if self.one_pass else "own_heads"
+            raise ValueError(f"{other} needs the target's size, not a width")
+
+    @property
+    def size(self) -> int:
+        """Of the draft's own states."""
+        return self.width or self.hidden_size
 
     def to_dict(self) -> dict[str, object]:
         return {**asdict(self), "taps": list(self.taps)}
@@ -127,7 +135,7 @@ class TrigramEncoder(nn.Module):
 
     def __init__(self, config: ChimeraConfig) -> None:
         super().__init__()
-        d = config.hidden_size
+        d = config.size
         self.norm = Standardise(d)
         self.residual = nn.Linear(3 * d, 3 * d)
         self.projection = nn.Linear(3 * d, d, bias=False)
@@ -159,7 +167,7 @@ class FullContextEncoder(nn.Module):
 
     def __init__(self, config: ChimeraConfig) -> None:
         super().__init__()
-        d, eps = config.hidden_size, config.eps
+        d, eps = config.size, config.eps
         self.heads = config.heads
         self.rope_theta = config.rope_theta
         self.sees_context = config.context
@@ -173,9 +181,9 @@ class FullContextEncoder(nn.Module):
         self.o_proj = nn.Linear(d, d, bias=False)
         self.gate_up = nn.Linear(d, 2 * config.ffn, bias=False)
         self.down = nn.Linear(config.ffn, d, bias=False)
-        taps = len(config.taps)
-        self.tap_norms = nn.ModuleList(Standardise(d) for _ in range(taps))
-        self.from_taps = nn.Linear(taps * d, d, bias=False) if taps else None
+        taps, tapped = len(config.taps), config.hidden_size
+        self.tap_norms = nn.ModuleList(Standardise(tapped) for _ in range(taps))
+        self.from_taps = nn.Linear(taps * tapped, d, bias=False) if taps else None
         self.from_state = nn.Linear(d, d, bias=False) if config.query_state else None
         self.depths = nn.Parameter(torch.zeros(config.depth, d)) if config.one_pass else None
 
@@ -257,7 +265,7 @@ class ResidualHeads(nn.Module):
 
     def __init__(self, config: ChimeraConfig) -> None:
         super().__init__()
-        d = config.hidden_size
+        d = config.size
         self.state_norm = Standardise(d)
         inputs = 2 * d if config.head_state or not config.own_heads else d
         outputs, bias = config.own_heads or d, not config.own_heads
@@ -297,6 +305,39 @@ class SequentialHead(nn.Module):
         return out
 
 
+class Narrow(nn.Module):
+    """What stands around a draft of width w: it reads W_e e and W_h h of the standardised e and h,
+    and its outputs x become W_o x, on the scale of h."""
+
+    def __init__(self, config: ChimeraConfig) -> None:
+        super().__init__()
+        d, w = config.hidden_size, config.width
+        self.embedding_norm, self.state_norm = Standardise(d), Standardise(d)
+        self.from_embedding = nn.Linear(d, w, bias=False)
+        self.from_state = nn.Linear(d, w, bias=False)
+        self.to_state = nn.Linear(w, d, bias=False)
+
+    def embeddings(self, e: Tensor) -> Tensor:
+        """[..., d] -> [..., w]."""
+        out: Tensor = self.from_embedding(self.embedding_norm(e))
+        return out
+
+    def states(self, h: Tensor) -> Tensor:
+        """[..., d] -> [..., w]."""
+        out: Tensor = self.from_state(self.state_norm(h))
+        return out
+
+    def wide(self, x: Tensor) -> Tensor:
+        """[..., w] -> [..., d]."""
+        return self.state_norm.inverse(self.to_state(x))
+
+    def head(self, head: Tensor) -> tuple[Tensor, Tensor]:
+        """(matrix [V', w], bias [V']) that score x as the LM head [V', d] scores `wide(x)`."""
+        norm, exact = self.state_norm, head.float()
+        matrix = (exact * norm.scale.float()) @ self.to_state.weight.float()
+        return matrix.to(head.dtype), (exact @ norm.mean.float()).to(head.dtype)
+
+
 class Chimera(Draft):
     """The draft model; embeddings and LM head are the target's, frozen."""
 
@@ -309,6 +350,7 @@ class Chimera(Draft):
         self.encoder = FullContextEncoder(config)
         self.heads = ResidualHeads(config)
         self.sequential = SequentialHead(config) if config.one_pass else None
+        self.narrow = Narrow(config) if config.width else None
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> Chimera:
@@ -346,8 +388,12 @@ class Chimera(Draft):
     def standardise(self, embeddings: Tensor, hidden: Tensor, taps: list[Tensor]) -> None:
         """Measure mean and deviation over answer positions; each input is [n, d]."""
         encoder = self.encoder
-        pairs = [(self.trigram.norm, embeddings), *zip(encoder.tap_norms, taps, strict=True)]
-        pairs += [(encoder.state_norm, hidden), (self.heads.state_norm, hidden)]
+        pairs: list[tuple[nn.Module, Tensor]] = [*zip(encoder.tap_norms, taps, strict=True)]
+        if self.narrow is None:
+            pairs += [(self.trigram.norm, embeddings)]
+            pairs += [(encoder.state_norm, hidden), (self.heads.state_norm, hidden)]
+        else:  # the norms inside of it stay neutral
+            pairs += [(self.narrow.embedding_norm, embeddings), (self.narrow.state_norm, hidden)]
         for norm, x in pairs:
             assert isinstance(norm, Standardise)
             norm.mean.copy_(x.float().mean(dim=0))
@@ -375,6 +421,8 @@ class Chimera(Draft):
             (o, z), each [B, A, depth, d], for positions t + 1 .. t + depth.
         """
         encoder, batch = self.encoder, torch.arange(hidden.shape[0], device=hidden.device)[:, None]
+        if self.narrow is not None:
+            embeddings, hidden = self.narrow.embeddings(embeddings), self.narrow.states(hidden)
         span = torch.arange(hidden.shape[1], device=hidden.device)
         keys, values = encoder.keys_values(encoder.context(hidden, taps), encoder.rotation(span))
         seen = span[None, None, :] <= anchors[..., None]  # [B, A, T]
@@ -406,7 +454,8 @@ class Chimera(Draft):
                 own.append(encoder.keys_values(encoder.own_context(o), rotation))
             outs.append(o)
             zs.append(self.heads(h, o, level))
-        return torch.stack(outs, dim=2), torch.stack(zs, dim=2)
+        o, z = torch.stack(outs, dim=2), torch.stack(zs, dim=2)
+        return (o, z) if self.narrow is None else (self.narrow.wide(o), self.narrow.wide(z))
 
     def block_inputs(self, x: Tensor, pull: Tensor | None) -> Tensor:
         """u [..., depth, d] of one pass, from the root's standardised embeddings x [..., 3d] and

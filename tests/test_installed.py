@@ -69,7 +69,7 @@ def test_it_runs_from_any_folder_and_a_second_run_adds_nothing(wheel: Path, tmp_
     place = Path("results") / folder.name
     assert _notes(first) == ["plan: 4 turns on 1 model", f"records: {place}"]
     assert first.stderr.endswith(f"report: {place / 'index.html'}\n")
-    assert "prompt_lookup(n=3,k=10)" in first.stdout
+    assert "\n  prompt_lookup " in first.stdout
     page = (folder / "index.html").read_text(encoding="utf-8")
     assert "</style>" in page
     assert "</script>" in page

@@ -25,6 +25,7 @@ from bench.files import canonical_sha256
 from bench.records import runs as records
 from bench.records import validation
 from bench.records.runs import FIGURES, REFERENCE, RunFolder
+from bench.run.methods import parse
 from tests import harness
 from tests.harness import install, run
 from tests.qwen2 import save_qwen2
@@ -471,7 +472,7 @@ def test_a_run_builds_the_report(done: Path, capfd: pytest.CaptureFixture[str]) 
     assert "synthetic:predictable" in Path("out/index.html").read_text()
     assert not Path("reports").exists()  # it could hide the package of that name
     assert shown.out.startswith("synthetic:predictable · asked · eager · T=0\n  method ")
-    assert all(f"\n  {label}" in shown.out for label in harness.LABELS)
+    assert all(f"\n  {parse(label)[0]}" in shown.out for label in harness.LABELS)
     assert max(map(len, shown.out.splitlines())) <= 80
 
 

@@ -179,14 +179,14 @@ def find(
 ) -> tuple[TunedMethod, Path] | None:
     """The first folder's parameters for exactly this machine, method and weights, and their file.
 
-    `parameters` are the method's own: what a version with other parameters wrote is passed over.
+    `parameters` are the method's own: a file with one that the method no longer has is passed over.
     """
     names = set(parameters)
     for folder in folders:
         path = folder / tuned_for.file
         file = read(path)
         found = file.methods.get(method) if file and file.tuned_for == tuned_for else None
-        if found and found.checkpoint_sha256 == checkpoint_sha256 and set(found.params) == names:
+        if found and found.checkpoint_sha256 == checkpoint_sha256 and set(found.params) <= names:
             return found, path
     return None
 

@@ -45,7 +45,10 @@ class TunedParameters:
         self._missing: list[Method] = []
 
     def __call__(self, method: Method) -> Mapping[str, Any]:
-        """Every parameter, as tuned; empty for a method that cannot be tuned or cannot run here."""
+        """Every parameter: as tuned, or as given where it came after the file.
+
+        Empty for a method that cannot be tuned or cannot run here.
+        """
         decoder, settings = method.decoder, method.settings
         info = TargetInfo(self.tuned_for.model)
         if decoder is None or not settings.grid() or decoder.unavailable(info, settings):
@@ -60,7 +63,7 @@ class TunedParameters:
             self._missing.append(method)
             return {}
         self.taken[method.name], self._files[method.name] = found
-        return self.taken[method.name].params
+        return {**method.params, **found[0].params}
 
     def check(self) -> None:
         """UsageError, with the command to run, where no parameters were found for a method."""

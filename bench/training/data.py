@@ -92,6 +92,11 @@ class Shards:
         """Tokens of each of them."""
         return self._train[group].ids.shape[1]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest training sequences."""
+        return max(batch.ids.shape[1] for batch in self._train)
+
     def held(self, size: int) -> list[Batch]:
         """The held-out sequences in batches of at most `size`."""
         return [

@@ -57,7 +57,9 @@ class TrainConfig:
     model: str = option(targets.DEFAULT, "the frozen target")
     steps: int = option(2000, "optimiser steps")
     tokens: int = option(57_344, "tokens of a batch")
-    anchors: int = option(64, "positions of a sequence to draft from")
+    anchors: int = option(
+        64, "positions of the longest sequences to draft from; of shorter ones in proportion"
+    )
     vocabulary: int = option(16_384, "most frequent tokens to train on; 0 for all")
     hard: bool = option(False, "train on the true tokens, not on the target's distribution")
     depth_weights: str = option(
@@ -321,13 +323,14 @@ class Trainer:
         embeddings = self.states.embed(ids)
         seed = self.config.seeds[0] * 1_000_003 + self.progress.step
         generator = torch.Generator(self.device)
+        count = max(self.config.anchors * self.shards.length(group) // self.shards.longest, 1)
         found = {}
         for trainee in self.trainees:
             generator.manual_seed(seed)  # drafts of one depth get the same anchors
             anchors, weights = sample_anchors(
                 whole.roles,
                 trainee.depth,
-                self.config.anchors,
+                count,
                 generator,
                 self.config.anchors_from_start,
             )

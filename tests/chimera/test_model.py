@@ -16,9 +16,8 @@ from baselines.medusa.model import Medusa, MedusaConfig
 from bench.decoding.engines.compile import CompiledTarget
 from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.target import TargetModel
-from chimera import fused
 from chimera.drafter import Drafter
-from chimera.fused import FusedBlock
+from chimera.fused import FusedBlock, FusedDraft
 from chimera.model import Chimera, ChimeraConfig, Standardise
 
 VOCAB, D, DEPTH, LENGTH = 20, 16, 4, 14
@@ -34,6 +33,8 @@ CONFIGS = {
     "chimera_heads_o": replace(CHIMERA, head_state=False),
     "plus_no_context": replace(PLUS, context=False),
     "no_output_norm": replace(CHIMERA, out_norm=False),
+    "narrow": replace(CHIMERA, width=8),
+    "plus_narrow": replace(PLUS, width=8),
 }
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
@@ -73,8 +74,9 @@ def random_chimera(config: ChimeraConfig) -> Chimera:
         parameter.copy_(torch.randn(parameter.shape, generator=generator) * deviation)
     for module in model.modules():
         if isinstance(module, Standardise):
-            module.mean.copy_(torch.randn(D, generator=generator))
-            module.scale.copy_(torch.rand(D, generator=generator) + 0.5)
+            size = len(module.mean)
+            module.mean.copy_(torch.randn(size, generator=generator))
+            module.scale.copy_(torch.rand(size, generator=generator) + 0.5)
     model.heads.state_norm.load_state_dict(model.encoder.state_norm.state_dict())
     return model
 
@@ -254,14 +256,31 @@ def test_one_pass_reads_no_drafted_token() -> None:
         assert not torch.allclose(z[0, level], other_z[0, level])
 
 
-def test_one_pass_is_used_where_kernels_are_fused() -> None:
-    target = Bound(random_chimera(BLOCK), made_up(BLOCK), CompiledTarget).target
-    assert fused.fits(random_chimera(BLOCK), target)
-    assert isinstance(fused.draft(random_chimera(BLOCK), target, torch.zeros(VOCAB, D)), FusedBlock)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("chimera", FusedDraft),
+        ("chimera_plus", FusedDraft),
+        ("narrow", FusedDraft),
+        ("plus_narrow", FusedDraft),
+        ("chimera_block", FusedBlock),
+        ("chimera_no_context", None),
+    ],
+)
+def test_where_kernels_are_fused(name: str, kind: type[FusedDraft] | None) -> None:
+    bound = Bound(random_chimera(CONFIGS[name]), made_up(CONFIGS[name]), CompiledTarget)
+    assert type(bound.drafter._fused) is (kind or type(None))
 
 
 @pytest.mark.parametrize(
-    "changes", [{"sequential": 0}, {"context": False}, {"trigram": False}, {"own_heads": VOCAB}]
+    "changes",
+    [
+        {"sequential": 0},
+        {"context": False},
+        {"trigram": False},
+        {"own_heads": VOCAB},
+        {"width": 8},
+    ],
 )
 def test_what_one_pass_cannot_be_combined_with(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="one_pass"):

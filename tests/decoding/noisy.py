@@ -13,7 +13,7 @@ import torch
 
 from bench.targets.synthetic import tokenizer
 
-NOISE = {64: 0.3, 6: 1.0}  # by vocabulary, in standard deviations of the head's weights
+NOISE = {64: 0.4, 6: 1.0}  # by vocabulary, in standard deviations of the head's weights
 
 _FOLDER = cache(tempfile.TemporaryDirectory)  # one, removed at exit
 

@@ -16,12 +16,14 @@ from bench.run import __main__ as run
 from bench.run import methods, preflight
 from bench.targets import registry as targets
 from bench.training import distill, pack, train, trees
+from bench.training.prompts import __main__ as prompts
 from tests import harness
 from tests.qwen2 import save_qwen2
 from tests.test_readme import blocks
 
 DOCUMENT = Path(__file__).resolve().parent.parent.parent / "docs/train-a-draft.md"
 MODULES: dict[str, Any] = {
+    "bench.training.prompts": prompts,
     "bench.training.distill": distill,
     "bench.training.train": train,
     "bench.training.pack": pack,
@@ -31,6 +33,7 @@ MODULES: dict[str, Any] = {
 # Flags behind the document's own, which they replace, so that a command takes seconds.
 CPU = ("--device", "cpu")
 SMALL = {
+    "bench.training.prompts": ("--count", "60"),
     "bench.training.distill": (
         *("--sequences", "24", "--length", "96", "--user-tokens", "12"),
         *CPU,

@@ -91,9 +91,11 @@ def save_draft(
 
 
 def requantise(path: Path, out: Path, bits: int) -> None:
-    """Write the draft in `path` to `out` with matrices in `bits`."""
+    """Write the draft in `path` to `out` with matrices in `bits`. The card leaves out
+    `held_out_as_saved`, which was measured with the bits of `path`."""
     saved = read_draft(path)
-    _save(out, saved.state, saved.vocabulary, saved.card, bits)
+    card = {key: value for key, value in saved.card.items() if key != "held_out_as_saved"}
+    _save(out, saved.state, saved.vocabulary, card, bits)
 
 
 def _save(

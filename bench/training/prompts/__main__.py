@@ -12,7 +12,7 @@ from typing import Any
 from bench import cli, files
 from bench.cli import option
 from bench.errors import UsageError
-from bench.progress import note
+from bench.progress import counted, note
 from bench.targets import registry as targets
 from bench.training.prompts import passages
 from bench.training.prompts.bank import Bank
@@ -60,7 +60,7 @@ def write(config: PromptsConfig) -> None:
         for number, (name, turns) in enumerate(drawn, start=1)
     ]
     files.write_text(Path(config.out), "\n".join(lines) + "\n")
-    note(f"{config.out}: {len(lines):,} conversations")
+    note(f"{config.out}: {counted(len(lines), 'conversation')}")
 
 
 def _passages(folder: Path, model: str) -> list[str]:
@@ -68,7 +68,7 @@ def _passages(folder: Path, model: str) -> list[str]:
     if tokenizer is None:
         raise UsageError(f"--passages: {model} is not on this machine; it wrote them, so load it")
     found = passages.read(folder, tokenizer, MOST_PASSAGES)
-    note(f"{folder}: {len(found):,} paragraphs")
+    note(f"{folder}: {counted(len(found), 'paragraph')}")
     return found
 
 
