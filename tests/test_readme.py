@@ -267,7 +267,7 @@ def test_ablations_are_described_and_keep_their_parameters() -> None:
     known = own_drafts()
     ablations = {name for name in known if f"| `{name}` |" in text}
     own = {"chimera_block", "chimera_narrow", "chimera_plus", "chimera_plus_narrow"}
-    own |= {"dflash", "dflash_markov", "eagle3", "medusa"}
+    own |= {"dflash", "dflash_markov", "eagle3", "hydra", "medusa"}
     assert known - ablations == own
     built = [trainable.load(name).build(shape) for name in ablations]
     sizes = {sum(p.numel() for p in draft.parameters()) for draft in built}

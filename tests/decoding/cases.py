@@ -21,6 +21,7 @@ PARAMETERS = {
     "suffix": "suffix(alpha=1)",
     "token_recycling": "token_recycling(nodes=8,depth=2,k=4)",
     "eagle3": "eagle3(nodes=10,depth=4,beam=3)",
+    "hydra": "hydra(nodes=8)",
     "medusa": "medusa(nodes=8)",
     "medusa_typical": "medusa_typical(nodes=8)",
     "chimera": "chimera(nodes=10)",

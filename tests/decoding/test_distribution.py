@@ -28,6 +28,7 @@ DECODERS = CASES | {
     "dflash": registered("dflash(nodes=4,depth=2)"),
     "dflash_dynamic": registered("dflash(nodes=4,depth=2,dynamic=true,beam=3)"),
     "eagle3": registered("eagle3(nodes=4,depth=2,beam=3)"),
+    "hydra": registered("hydra(nodes=4,depth=2)"),
     "medusa": registered("medusa(nodes=2)", tree="paper"),
     "chimera": registered("chimera(nodes=4,depth=2)"),
     "chimera_plus": registered("chimera_plus(nodes=4,depth=2)"),

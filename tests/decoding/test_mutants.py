@@ -14,6 +14,7 @@ from baselines.dflash.decoder import DFlash
 from baselines.dflash.drafter import Drafter
 from baselines.draft_model import DraftModel
 from baselines.eagle3.decoder import Eagle3
+from baselines.hydra.decoder import Hydra
 from bench.decoding import decoder, verify
 from bench.decoding.cache import TreeCache
 from bench.decoding.engines.eager import EagerTarget
@@ -298,6 +299,37 @@ def test_a_draft_that_keeps_its_state_is_noticed(
     mutate(monkeypatch)
     with pytest.raises(AssertionError):
         check_repeats(grouped_query, CASES[name], TOKENS)
+
+
+@pytest.mark.parametrize("mutate", [elder_siblings_visible, bonus_lost], ids=lambda m: m.__name__)
+def test_sequential_heads_notice(
+    grouped_query: Known, mutate: Mutate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for prompt in grouped_query.prompts:
+        grouped_query.expected(prompt, TOKENS)
+    mutate(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_greedy(grouped_query, CASES["hydra"], grouped_query.prompts, TOKENS)
+
+
+def state_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
+    begin = Hydra.begin
+
+    def stale(self: Hydra, *given: Any) -> None:
+        kept = self._state.clone()
+        begin(self, *given)
+        if bool(kept.any()):  # not before the first text
+            self._state.copy_(kept)
+
+    patch.setattr(Hydra, "begin", stale)
+
+
+def test_heads_that_keep_a_state_are_noticed(
+    grouped_query: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state_of_the_text_before(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_repeats(grouped_query, CASES["hydra"], TOKENS)
 
 
 @pytest.mark.parametrize(

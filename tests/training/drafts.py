@@ -22,11 +22,14 @@ from bench.training.writer import Writer, WriterSettings
 from tests.decoding.known import tiny_model
 
 PREDICTABLE = "synthetic:predictable"
-METHODS = ("chimera", "chimera_plus", "chimera_block", "dflash_markov", "eagle3", "medusa")
-# Fast rates: Chimeras get far in few but costly steps, Medusa's steps are cheap.
+METHODS = (
+    *("chimera", "chimera_plus", "chimera_block", "dflash_markov", "eagle3", "hydra"),
+    "medusa",
+)
+# Fast rates: Hydra and Chimeras get far in few but costly steps, Medusa's steps are cheap.
 RUNS: tuple[dict[str, Any], ...] = (
     {
-        "method": ("chimera", "chimera_plus", "chimera_block"),
+        "method": ("hydra", "chimera", "chimera_plus", "chimera_block"),
         "steps": 24,
         "muon_lr": 0.05,
         "adam_lr": 0.01,
