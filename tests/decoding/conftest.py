@@ -21,6 +21,7 @@ VARIANTS = {
     "dflash",
     "dflash_dynamic",
     "dynamic_oracle",
+    "hydra",
     "eagle3",
     "sampling_drafter",
     "suffix",
