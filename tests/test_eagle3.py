@@ -358,19 +358,19 @@ def test_the_check_of_trees_notices(
         )
         monkeypatch.setattr(decoder.target, "attend", everything)
     elif defect == "position":  # drafted levels lie a position late
-        place = decoder._placed
+        heads = decoder._level_heads
 
-        def late(qkv: Tensor, places: Tensor, *rest: Any) -> Tensor:
-            return place(qkv, places + (len(places) == 1), *rest)
+        def late(qkv: Tensor, level: int, *rest: Any) -> Tensor:
+            return heads(qkv, level + (level > 1), *rest)
 
-        monkeypatch.setattr(decoder, "_place", late)
-    else:  # the root's feature is kept, wherever the path ended
-        read = decoder._path_read
+        monkeypatch.setattr(decoder, "_level_heads", late)
+    else:  # committed positions read their own tokens, not the next ones
+        inputs = decoder._path_inputs
 
-        def short(tokens: Tensor, path: Tensor, accepted: Tensor, bonus: Tensor) -> Any:
-            return read(tokens, path.roll(1), accepted, bonus)
+        def own(tokens: Tensor, path: Tensor, *rest: Any) -> Tensor:
+            return inputs(tokens, path.roll(1), *rest)
 
-        monkeypatch.setattr(decoder, "_read", short)
+        monkeypatch.setattr(decoder, "_path_inputs", own)
     with pytest.raises(AssertionError, match="comparison failed"):
         check_trees(decoder, known)
 

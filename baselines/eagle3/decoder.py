@@ -74,11 +74,12 @@ class Eagle3(DraftModelDecoder[Eagle3Model]):
         self._rotation = (torch.empty(0), torch.empty(0))  # cos and sin, [rows, D / 2]
         self._f = torch.zeros(1, target.hidden_size, **options)  # f_t
         self._root = target.tensor((0,))  # x_{t+1}, the newest token
-        self._unseen = torch.zeros(1, 1, dtype=torch.bool, device=target.device)
         self._product, self._embeddings = products(target), target.embeddings()
         self._draft, self._follow = target.capture(self._tree), target.capture(self._observe)
-        self._pair, self._place = target.fuse(self._paired), target.fuse(self._placed)
-        self._read = target.fuse(self._path_read)
+        self._level_inputs = target.fuse(self._inputs_of)
+        self._level_heads = target.fuse(self._heads_of)
+        self._path_inputs = target.fuse(self._path_of)
+        self._path_heads = target.fuse(self._rows_of)
 
     @classmethod
     def check_published(cls, target: TargetInfo, location: Path) -> None:
@@ -100,18 +101,17 @@ class Eagle3(DraftModelDecoder[Eagle3Model]):
         return self._depth * (whole - fc) + fc + qkv
 
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:
-        rows = self.target.cache.capacity + self._spare
-        config = self.model.config
+        target, config = self.target, self.model.config
+        rows = target.cache.capacity + self._spare
         if self._rows.dim() < 4 or self._rows.shape[2] < rows:
             shape = (2, config.kv_heads, rows, config.head_dim)
-            self._rows = torch.zeros(shape, dtype=self.target.dtype, device=self.target.device)
-            self._rotation = self.model.rotation(rows, self.target.device)
-        taps = [step.taps[k] for k in self.model.taps]
-        f = self.model.features(taps, self._product)
-        tokens = self.target.tensor((*prompt_ids[1:], token))
-        places = torch.arange(len(tokens), device=self.target.device)
-        qkv = self._product(self.model.qkv, self._paired(tokens, f))
-        self._placed(qkv, places, places, self._rows, *self._rotation)
+            self._rows = torch.zeros(shape, dtype=target.dtype, device=target.device)
+            self._rotation = self.model.rotation(rows, target.device)
+        f = self.model.features([step.taps[k] for k in self.model.taps], self._product)
+        x = self.model.inputs(self._embeddings(target.tensor((*prompt_ids[1:], token))), f)
+        places = torch.arange(len(x), device=target.device)
+        qkv = self._product(self.model.qkv, x)
+        self._write(qkv, places, places, self._rows, *self._rotation)
         self._f.copy_(f[-1:])
         self._root.fill_(token)
 
@@ -124,16 +124,11 @@ class Eagle3(DraftModelDecoder[Eagle3Model]):
 
         def expand(tokens: Tensor, above: Tensor, level: int, visible: Tensor) -> Tensor:
             nonlocal a, expanded
-            f = a[above]
-            # The root's row is t, the last committed one; level j lies at position t + j - 1.
-            place = self.target.length - 1 + (level - 1)
-            order = torch.arange(len(tokens), device=tokens.device)
-            rows = self.target.length - 1 + expanded + order
+            f, x = self._level_inputs(tokens, a, above)
+            qkv = self._product(self.model.qkv, x)
+            q = self._level_heads(qkv, level, expanded, self._rows, *self._rotation)
             expanded += len(tokens)
-            qkv = self._product(self.model.qkv, self._pair(tokens, f))
-            q = self._place(qkv, place, rows, self._rows, *self._rotation)
-            seen = self._unseen if level == 1 else visible
-            attended = self.target.attend(q, self._rows[0], self._rows[1], seen)
+            attended = self.target.attend(q, self._rows[0], self._rows[1], visible)
             a = self.model.finish(f, attended.flatten(1), self._product)
             return self.model.logits(a, self._product)
 
@@ -148,19 +143,43 @@ class Eagle3(DraftModelDecoder[Eagle3Model]):
         path, accepted = verdict.path[: self._depth + 1], verdict.length.view(1)
         taps = [step.taps[k][path] for k in self.model.taps]
         f = self.model.features(taps, self._product)  # [n, d]
-        tokens, places = self._read(tree.tokens, path, accepted, verdict.bonus.view(1))
-        qkv = self._product(self.model.qkv, self._pair(tokens, f))
-        self._place(qkv, places, places, self._rows, *self._rotation)
+        bonus = verdict.bonus.view(1)
+        x = self._path_inputs(tree.tokens, path, accepted, bonus, f)
+        qkv = self._product(self.model.qkv, x)
+        self._path_heads(qkv, accepted, self._rows, *self._rotation)
         self._f.copy_(f[accepted])
-        self._root.copy_(verdict.bonus.view(1))
+        self._root.copy_(bonus)
 
     # Functions of tensors, which engines may compile
 
-    def _paired(self, tokens: Tensor, f: Tensor) -> Tensor:
-        """[RMS(e_{i+1}); RMS(f_i)] [n, 2d] of tokens x_{i+1}, int64 [n], and f_i [n, d]."""
-        return self.model.inputs(self._embeddings(tokens), f)
+    def _inputs_of(self, tokens: Tensor, a: Tensor, above: Tensor) -> tuple[Tensor, Tensor]:
+        """(f [n, d], [RMS(e); RMS(f)] [n, 2d]) of n nodes: their parents' outputs, and the nodes'
+        own tokens beside them."""
+        f = a[above]
+        return f, self.model.inputs(self._embeddings(tokens), f)
 
-    def _placed(
+    def _heads_of(self, qkv: Tensor, level: int, expanded: int, *into: Tensor) -> Tensor:
+        """Queries [n, H, D] of a level's nodes. The root's row is t, the last committed one;
+        `expanded` nodes have rows from there, and level j lies at position t + j - 1."""
+        t = self.target.length - 1
+        rows = t + expanded + torch.arange(len(qkv), device=qkv.device)
+        return self._write(qkv, t + (level - 1), rows, *into)
+
+    def _path_of(
+        self, tokens: Tensor, path: Tensor, accepted: Tensor, bonus: Tensor, f: Tensor
+    ) -> Tensor:
+        """[RMS(e_{i+1}); RMS(f_i)] [n, 2d] of a path's nodes: x_{i+1} is the next one's token,
+        behind the last accepted one the bonus token."""
+        order = torch.arange(len(path), device=path.device)
+        following = torch.where(order == accepted, bonus, tokens[path].roll(-1))
+        return self.model.inputs(self._embeddings(following), f)
+
+    def _rows_of(self, qkv: Tensor, accepted: Tensor, *into: Tensor) -> None:
+        first = self.target.length - accepted - 1
+        rows = first + torch.arange(len(qkv), device=qkv.device)
+        self._write(qkv, rows, rows, *into)
+
+    def _write(
         self, qkv: Tensor, places: Tensor, rows: Tensor, into: Tensor, cos: Tensor, sin: Tensor
     ) -> Tensor:
         """Queries [n, H, D] at positions `places`, int64 [n] or [1]; keys and values go into
@@ -168,13 +187,3 @@ class Eagle3(DraftModelDecoder[Eagle3Model]):
         q, k, v = self.model.heads(qkv, cos[places], sin[places])
         into.index_copy_(2, rows, torch.stack((k, v)).transpose(1, 2))
         return q
-
-    def _path_read(
-        self, tokens: Tensor, path: Tensor, accepted: Tensor, bonus: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(x_{i+1} beside each of the path's nodes: the next one's token, behind the last accepted
-        the bonus token; their positions), int64 [n] each."""
-        order = torch.arange(len(path), device=path.device)
-        following = tokens[path].roll(-1)
-        first = self.target.length - accepted - 1
-        return torch.where(order == accepted, bonus, following), first + order

@@ -29,8 +29,8 @@ class Expand(Protocol):
             tokens: int64 [n], the nodes'.
             above: int64 [n], the place of each one's parent among the nodes that the call before
                 expanded; 0 for the root.
-            visible: bool [n, rows], which of the tree's expanded nodes each one sees: its ancestors
-                and itself. Rows are in the order of expansion.
+            visible: bool [n, rows], which of the tree's rows each one sees: its ancestors' and its
+                own. They are in the order of expansion.
         """
 
 
@@ -44,15 +44,16 @@ class ConfidentTree:
     def __init__(
         self, nodes: int, depth: int, beam: int, target: TargetModel, root_row: bool = True
     ) -> None:
-        """`root_row`: whether the root is the first of the tree's rows; without, its key and value
-        count as committed, and its children see none of the tree's rows but their own."""
+        """`root_row`: whether the root's is the first of the tree's rows; otherwise its key and
+        value are committed, and it sees none of the tree's."""
         self._nodes, self.depth, self._beam = nodes, depth, beam
         self._target = target
         self._spread = target.fuse(self._candidates)
         self._onward = target.fuse(self._frontier)
         self._stay = target.fuse(self._best)
         self._alone = torch.eye(beam, dtype=torch.bool, device=target.device)
-        self._root_rows = int(root_row)
+        self._first = self._alone[:1, :1] if root_row else None
+        self._nothing = torch.zeros(1, 1, dtype=torch.bool, device=target.device)
 
     def grow(self, root: Tensor, expand: Expand, vocabulary: Tensor) -> TokenTree:
         """The tree below `root`, int64 [1]; `vocabulary` int64 [V'] has the target's ids."""
@@ -61,10 +62,11 @@ class ConfidentTree:
         tokens, above = root, torch.zeros_like(root)  # nodes to expand,
         number = torch.full((1,), -1, device=device)  # their numbers as candidates, the root -1,
         path = torch.zeros(1, device=device)  # and log-probabilities of their paths
-        visible = self._alone[:1, : self._root_rows]  # rows of their ancestors and their own
+        visible = self._first  # rows of their ancestors and their own
         count = 0
         for level in range(1, self.depth + 1):
-            logits = expand(tokens, above, level, visible)
+            seen = self._nothing if visible is None else visible
+            logits = expand(tokens, above, level, seen)
             likely, index = self._target.likeliest(logits, self._beam)
             found.append(self._spread(number, path, likely, vocabulary[index]))
             if level < self.depth:
@@ -83,14 +85,15 @@ class ConfidentTree:
         return tokens.flatten(), number[:, None].expand(tokens.shape).flatten(), scores
 
     def _frontier(
-        self, found: Candidates, kept: Tensor, visible: Tensor, count: int
+        self, found: Candidates, kept: Tensor, visible: Tensor | None, count: int
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """(tokens, places of parents, path scores, numbers, visible rows) of the level's `kept`
         candidates, int64 [beam]; `count` candidates came before this level's."""
         tokens, _, scores = found
         above = kept // self._beam
         # A child sees the rows that its parent saw, which include the parent's own, and itself.
-        seen = torch.cat((visible[above], self._alone), dim=1)
+        before = () if visible is None else (visible[above],)
+        seen = torch.cat((*before, self._alone), dim=1)
         return tokens[kept], above, scores[kept], kept + count, seen
 
     def _best(self, parents: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
