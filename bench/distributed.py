@@ -8,13 +8,14 @@ Messages go over gloo between the CPUs: they need no card, and none is sent whil
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 from bench.errors import UsageError
+from bench.progress import note
 
 T = TypeVar("T")
 
@@ -66,6 +67,30 @@ class World:
             )
         torch.cuda.set_device(self.local_rank)  # the one that `cuda` means from now on
         return f"cuda:{self.local_rank}"
+
+    def own_device(self, device: str) -> str:
+        """As `device`. UsageError too where the processes have devices of different kinds."""
+        from bench import environment
+
+        own = self.device(device)
+        names = sorted(set(self.gather(environment.device_name(own))))
+        if len(names) > 1:
+            raise UsageError(
+                f"the processes have different devices ({', '.join(names)}); launch on one kind, "
+                "so that records of one run compare"
+            )
+        return own
+
+    def share(self, items: Sequence[T], one: str, several: str) -> list[T]:
+        """Every `size`-th of the items, from its rank on, for this process. UsageError, which calls
+        them `one` or `several`, where there are fewer than processes."""
+        if len(items) < self.size:
+            found = f"{len(items)} {one if len(items) == 1 else several}"
+            raise UsageError(
+                f"--split has {found} to deal to {self.size} processes; launch at most "
+                f"{max(len(items), 1)}"
+            )
+        return list(items[self.rank :: self.size])
 
     def cards(self, parallel: str, device: str) -> int:
         """Over how many devices a model lies. UsageError where there are not enough for it."""
@@ -193,6 +218,25 @@ def joined(cards: bool = False) -> Iterator[World]:
         yield here
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def measuring(split: bool) -> Iterator[World | None]:
+    """The processes that measure for a command: all of the launch where they `split` the work,
+    otherwise the main one by itself. None in a process that has nothing to do, after a line that
+    says so."""
+    here = world()
+    if split:
+        with joined() as together:
+            yield together
+    elif here.main:
+        yield World()
+    else:
+        note(
+            f"process {here.rank} of {here.size} measures nothing, since cards differ; --split "
+            "deals the work to all of them"
+        )
+        yield None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.decoding.drafts.confident import ConfidentTree
+from bench.decoding.drafts.layers import nbytes, write_rows
 from bench.decoding.drafts.ranks import RankPath
 from bench.decoding.engines import ops
 from bench.decoding.target import TargetModel
@@ -176,18 +177,18 @@ class Drafter:
         the matrices of the taps, of h_t and of keys and values once. With one pass, the trigram
         encoder, the layer and all heads are read once, and a level reads the sequential head."""
         model, encoder = self.model, self.model.encoder
-        apart = _nbytes(encoder.from_taps) + _nbytes(encoder.from_state)
-        once = apart + _nbytes(encoder.kv_proj)
+        apart = nbytes(encoder.from_taps) + nbytes(encoder.from_state)
+        once = apart + nbytes(encoder.kv_proj)
         if model.narrow is not None:
-            once += _nbytes(model.narrow.from_state)
-        layer = _nbytes(model.trigram) + _nbytes(encoder) - apart
+            once += nbytes(model.narrow.from_state)
+        layer = nbytes(model.trigram) + nbytes(encoder) - apart
         head = 0 if self._head is None else self._head.nbytes
         if model.sequential is not None:
-            estimate = _nbytes(model.sequential.from_estimate)
-            once += layer + _nbytes(model.heads) + estimate
-            return once + levels * (_nbytes(model.sequential) - estimate + head)
+            estimate = nbytes(model.sequential.from_estimate)
+            once += layer + nbytes(model.heads) + estimate
+            return once + levels * (nbytes(model.sequential) - estimate + head)
         level = layer + head
-        heads = sum(_nbytes(head) for head in model.heads.heads[:levels])
+        heads = sum(nbytes(head) for head in model.heads.heads[:levels])
         return once + levels * level + heads
 
     def _narrowed(self, hidden: Tensor) -> Tensor:
@@ -205,7 +206,7 @@ class Drafter:
         u = self.model.trigram(self._embeddings(trigrams))
         u = u if pull is None else u + pull
         q, k, v = encoder.queries(u, encoder.rotation(position))
-        _write(into, rows, k, v)
+        write_rows(into, rows, k, v)
         return u, q
 
     def _reply(
@@ -223,7 +224,7 @@ class Drafter:
         o = encoder.finish(u, attended)
         if into is not None:
             rotation = encoder.rotation(position)
-            _write(into, rows, *encoder.keys_values(encoder.own_context(o), rotation))
+            write_rows(into, rows, *encoder.keys_values(encoder.own_context(o), rotation))
         z: Tensor = self.model.heads(state.expand_as(o), o, level)
         if self._score is None:
             return z
@@ -240,7 +241,7 @@ class Drafter:
         u = model.block_inputs(x, pull)[0]
         rows = length + torch.arange(u.shape[0], device=u.device)
         q, k, v = encoder.queries(u, encoder.rotation(rows))
-        _write(into, rows, k, v)
+        write_rows(into, rows, k, v)
         return u, q
 
     def _estimated(self, u: Tensor, attended: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -260,7 +261,7 @@ class Drafter:
         """Key and value of true states [n, d] into `rows`, which are their positions."""
         encoder = self.model.encoder
         k, v = encoder.keys_values(encoder.context(hidden, taps), encoder.rotation(rows))
-        _write(into, rows, k, v)
+        write_rows(into, rows, k, v)
 
     def _recall(
         self, hidden: Tensor, taps: list[Tensor], path: Tensor, accepted: Tensor, into: Tensor
@@ -284,15 +285,6 @@ class Drafter:
         """(trigrams [m, 3] of a level's nodes, those of its nodes `inner`)."""
         nodes = ops.children(above, best, parent, rank, self.vocabulary)
         return nodes, nodes[inner]
-
-
-def _nbytes(module: nn.Module | None) -> int:
-    return sum(p.nbytes for p in module.parameters()) if module is not None else 0
-
-
-def _write(into: Tensor, rows: Tensor, keys: Tensor, values: Tensor) -> None:
-    """Keys and values [n, H, D] into `rows` int64 [n] of [2, H, rows, D]."""
-    into.index_copy_(2, rows, torch.stack((keys, values)).transpose(1, 2).to(into.dtype))
 
 
 class Grower(ABC):

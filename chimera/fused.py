@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.decoding.drafts.layers import FusedLayer
 from bench.decoding.engines import ops
 from bench.decoding.target import TargetModel
 from chimera.model import Chimera
@@ -60,7 +61,7 @@ class FusedDraft:
         self._model, self._target, self._head, self._bias = model, target, head, bias
         self._length = target.length
         self._tables = (torch.empty(0), torch.empty(0))  # cos, sin [rows, D / 2]
-        self._qkv = torch.cat((encoder.q_proj.weight, encoder.kv_proj.weight))
+        self._layer = FusedLayer(encoder)
         heads = [cast(nn.Linear, module) for module in model.heads.heads]
         self._pull: Tensor | None = None
         if head is None:
@@ -88,7 +89,7 @@ class FusedDraft:
 
     def reserve(self, rows: int) -> None:
         """Rotary tables of `rows` positions."""
-        cos, sin = self._model.encoder.rotation(torch.arange(rows, device=self._qkv.device))
+        cos, sin = self._model.encoder.rotation(torch.arange(rows, device=self._length.device))
         self._tables = cos.squeeze(-2).contiguous(), sin.squeeze(-2).contiguous()
 
     def state(self, h: Tensor) -> None:
@@ -126,9 +127,9 @@ class FusedDraft:
         keys, values = rows[0], rows[1]
         place = (keys, values, *self._tables, self._length, level - 1, drafted)
         u = self._query(x)
-        q = ops.rotate_rows(self._heads_of(u), encoder.heads, *place)
+        q = ops.rotate_rows(self._layer.project(u), encoder.heads, *place)
         attended = ops.attend(q, keys, values, self._length, visible).flatten(1)
-        x = self._finish(u, attended)
+        x = self._layer.combine(u, attended)
         if encoder.out_norm is not None:
             _, x = ops.add_norm(x, None, encoder.out_norm.weight, eps)  # x^
         if not last:  # its row, for deeper levels
@@ -153,18 +154,6 @@ class FusedDraft:
         residual = trigram.residual
         x = ops.linear(x, residual.weight, bias=residual.bias, silu=True, residual=x)
         return ops.linear(x, trigram.projection.weight, residual=self._pull)
-
-    def _heads_of(self, u: Tensor) -> Tensor:
-        """Queries, keys and values [n, 3d] of the layer's inputs u [n, d], not rotated."""
-        encoder = self._model.encoder
-        return ops.linear(u, self._qkv, encoder.query_norm.weight, self._model.config.eps)
-
-    def _finish(self, u: Tensor, attended: Tensor) -> Tensor:
-        """The layer's output [n, d] before its norm, from u and the attention's result [n, d]."""
-        encoder, eps = self._model.encoder, self._model.config.eps
-        x = ops.linear(attended, encoder.o_proj.weight, residual=u)
-        inner = ops.linear(x, encoder.gate_up.weight, encoder.ffn_norm.weight, eps, halves=True)
-        return ops.linear(inner, encoder.down.weight, residual=x)
 
     def _normed(
         self, hidden: Tensor, taps: list[Tensor], path: Tensor, accepted: Tensor
@@ -230,7 +219,8 @@ class FusedBlock(FusedDraft):
         encoder, eps = self._model.encoder, self._model.config.eps
         u = self._block(self._query(x)[0])  # [depth, d]
         place = (rows[0], rows[1], *self._tables, self._depths, self._length, self._visible)
-        x = self._finish(u, ops.attend_rotated(self._heads_of(u), encoder.heads, None, *place))
+        attended = ops.attend_rotated(self._layer.project(u), encoder.heads, None, *place)
+        x = self._layer.combine(u, attended)
         norm = None if encoder.out_norm is None else encoder.out_norm.weight
         after = ops.linear(x, self._after, norm, eps)  # of x^
         heads = x.numel()  # outputs of all heads, depth d

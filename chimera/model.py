@@ -34,10 +34,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.decoding.drafts.chains import attend_chain
+from bench.decoding.drafts.layers import (
+    ContextLayer,
+    Rotation,
+    attend_blocks,
+    block_mask,
+    rotation,
+)
 from bench.decoding.drafts.norms import RMSNorm, Standardise
 from bench.decoding.drafts.trainable import Draft
-
-Rotation = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -131,29 +136,17 @@ class TrigramEncoder(nn.Module):
         return out
 
 
-class FullContextEncoder(nn.Module):
-    """Long range: one decoder layer over the target's own states.
-
-    Keys and values are linear in normed states, so those of verified positions are computed once
-    and cached.
-    """
+class FullContextEncoder(ContextLayer):
+    """Long range: one decoder layer over the target's own states."""
 
     def __init__(self, config: ChimeraConfig) -> None:
-        super().__init__()
         d, eps = config.size, config.eps
-        self.heads = config.heads
+        super().__init__(d, config.heads, config.ffn, eps)
         self.rope_theta = config.rope_theta
         self.sees_context = config.context
         self.state_norm = Standardise(d)
         self.context_norm = RMSNorm(d, eps)
-        self.query_norm = RMSNorm(d, eps)
-        self.ffn_norm = RMSNorm(d, eps)
         self.out_norm = RMSNorm(d, eps) if config.out_norm else None
-        self.q_proj = nn.Linear(d, d, bias=False)
-        self.kv_proj = nn.Linear(d, 2 * d, bias=False)
-        self.o_proj = nn.Linear(d, d, bias=False)
-        self.gate_up = nn.Linear(d, 2 * config.ffn, bias=False)
-        self.down = nn.Linear(config.ffn, d, bias=False)
         taps, tapped = len(config.taps), config.hidden_size
         self.tap_norms = nn.ModuleList(Standardise(tapped) for _ in range(taps))
         self.from_taps = nn.Linear(taps * tapped, d, bias=False) if taps else None
@@ -195,42 +188,15 @@ class FullContextEncoder(nn.Module):
 
     def rotation(self, positions: Tensor) -> Rotation:
         """(cos, sin) of rotary positions [..., n], each [..., n, 1, head_dim / 2]."""
-        half = self.q_proj.out_features // self.heads // 2
-        steps = torch.arange(half, device=positions.device, dtype=torch.float32)
-        angle = positions[..., None, None] * self.rope_theta ** (-steps / half)
-        return angle.cos(), angle.sin()
-
-    def keys_values(self, c: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
-        """Keys and values [..., n, heads, head_dim] of normed states [..., n, d]."""
-        k, v = self.kv_proj(c).chunk(2, dim=-1)
-        return _rotate(self._split(k), rotation), self._split(v)
-
-    def queries(self, u: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Query, key and value [..., n, heads, head_dim] of the layer's inputs [..., n, d]."""
-        normed = self.query_norm(u)
-        q = _rotate(self._split(self.q_proj(normed)), rotation)
-        k, v = self.keys_values(normed, rotation)
-        return q, k, v
+        return rotation(positions, self.q_proj.out_features // self.heads, self.rope_theta)
 
     def finish(self, u: Tensor, attended: Tensor) -> Tensor:
         """o [..., d] from the input u and the attention's result [..., heads, head_dim]."""
-        x = u + self.o_proj(attended.flatten(-2))
-        gate, up = self.gate_up(self.ffn_norm(x)).chunk(2, dim=-1)
-        return self.state_norm.inverse(self.normed(x + self.down(F.silu(gate) * up)))
+        return self.state_norm.inverse(self.normed(self.combine(u, attended.flatten(-2))))
 
     def normed(self, x: Tensor) -> Tensor:
         """The layer's output [..., d], normed where the configuration says so."""
         return x if self.out_norm is None else self.out_norm(x)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.view(*x.shape[:-1], self.heads, -1)
-
-
-def _rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """x [..., n, heads, head_dim] at its rotary positions."""
-    cos, sin = (part.to(x.dtype) for part in rotation)
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 class ResidualHeads(nn.Module):
@@ -407,7 +373,8 @@ class Chimera(Draft):
             x = self.trigram.standardised(embeddings[batch[..., None, None], window])
             u = self.block_inputs(x[:, :, 0], encoder.pull(h))
             q, k, v = encoder.queries(u, encoder.rotation(ahead))
-            o = encoder.finish(u, _attend_blocks(q, k, v, keys, values, seen))
+            attended = attend_blocks(q, k, v, keys, values, block_mask(seen, q.shape[2]))
+            o = encoder.finish(u, attended.view(q.shape))
             z, added = self.block_outputs(h, o)
             return o, z + self.heads.state_norm.scale * self.sequential(x, added)
         pull = encoder.pull(h)
@@ -443,23 +410,3 @@ class Chimera(Draft):
         z = torch.stack([self.heads(h, each, level) for level, each in estimates], dim=-2)
         added: Tensor = self.sequential.from_estimate(self.heads.state_norm(o))
         return z, added
-
-
-def _attend_blocks(
-    q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor, seen: Tensor
-) -> Tensor:
-    """Attention of each anchor's block over the shared context and over the block itself.
-
-    q, k, v: [B, A, J, H, D]; keys, values: [B, T, H, D]; seen: bool [B, A, T].
-    """
-    anchors, block = q.shape[1], q.shape[2]
-    own = torch.eye(anchors, dtype=torch.bool, device=q.device).expand(len(q), -1, -1)
-    own = own.repeat_interleave(block, dim=-1)  # [B, A, A J]
-    visible = torch.cat((seen, own), dim=-1).repeat_interleave(block, dim=1)  # [B, A J, T + A J]
-    attended = F.scaled_dot_product_attention(
-        q.flatten(1, 2).transpose(1, 2),
-        torch.cat((keys, k.flatten(1, 2)), dim=1).transpose(1, 2),
-        torch.cat((values, v.flatten(1, 2)), dim=1).transpose(1, 2),
-        attn_mask=visible[:, None],
-    )
-    return attended.transpose(1, 2).reshape(q.shape)

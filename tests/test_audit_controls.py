@@ -24,6 +24,9 @@ from tests.decoding.scripted import NoisyOracle, OracleSettings
 from tests.harness import install, run
 
 PROMPTS, TOKENS = 16, 32
+each_seed = pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))]
+)
 LETTERS = "abcdefghijklmnopqrstuvwxyz "
 
 
@@ -124,7 +127,7 @@ def recorded(*methods: str) -> None:
     assert run("--methods", *methods, *flags) == 0
 
 
-@pytest.mark.parametrize("seed", range(3))
+@each_seed
 def test_correct_methods_pass(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, Honest)
     questions(seed)
@@ -137,7 +140,7 @@ def test_correct_methods_pass(seed: int, monkeypatch: pytest.MonkeyPatch) -> Non
     assert sum(row["ties"] for row in rows.values()) > 0
 
 
-@pytest.mark.parametrize("seed", range(3))
+@each_seed
 def test_wrong_methods_fail(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, Near, Rare, Wide)
     questions(seed)

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 
+from baselines.hydra import published as hydra_layouts
 from baselines.medusa import published as medusa_layouts
 from bench.cli import Parser, add_arguments
 from bench.cost.__main__ import main
@@ -359,7 +360,17 @@ def model() -> Any:
 
 
 @pytest.mark.parametrize(
-    "name", ["medusa", "medusa_typical", "chimera", "chimera_plus", "chimera_block", "eagle3"]
+    "name",
+    [
+        "hydra",
+        "medusa",
+        "medusa_typical",
+        "chimera",
+        "chimera_plus",
+        "chimera_block",
+        "eagle3",
+        "dflash",
+    ],
 )
 def test_a_random_draft_changes_no_answer(model: Any, name: str) -> None:
     prompt = [5, 3, 8, 1, 9]
@@ -383,6 +394,11 @@ def test_random_drafts_have_the_published_shapes(model: Any, dtype: torch.dtype)
     assert sum(p.numel() for p in medusa.parameters()) == 5 * (d * d + d + v * d)
     assert all(p.dtype is dtype and not p.requires_grad for p in medusa.parameters())
     assert medusa_layouts.random(d, v, device, dtype)[1] == known
+    hydra, _ = hydra_layouts.random(d, v, device, dtype)
+    reads = 2 + 3 + 4 + 5  # h_t and k embeddings, by the two matrices of head k
+    heads = 2 * (reads * d * d + 4 * d)
+    assert sum(p.numel() for p in hydra.parameters()) == heads + 4 * (v * d + v)
+    assert hydra.state_dict()["scale"].item() == 1
     chimera, _ = chimera_layouts.random(chimera_layouts.shape(config), device, dtype)
     trigram, layer = 12 * d * d + 3 * d, 4 * d * d + 3 * d * ffn
     norms = 3 * d  # the published layer has two; its input's serves context and query here
@@ -405,6 +421,8 @@ def test_bytes_of_a_random_draft(model: Any) -> None:
     d, v, ffn = config.hidden_size, config.vocab_size, config.intermediate_size
     medusa, _ = drafted_bytes("medusa", "random", model, "any")
     assert medusa == 4 * 5 * (d * d + d + v * d)
+    hydra, _ = drafted_bytes("hydra(depth=2)", "random", model, "any")
+    assert hydra == 4 * (2 * (5 * d * d + 2 * d) + 2 * (v * d + v))  # of two levels alone
     trigram, layer = 12 * d * d + 3 * d, 4 * d * d + 3 * d * ffn + 3 * d
     for text, levels in (("chimera", 5), ("chimera(nodes=12)", 2), ("chimera(depth=3)", 3)):
         chimera, _ = drafted_bytes(text, "random", model, "any")

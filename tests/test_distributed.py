@@ -5,20 +5,24 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 import pytest
 
+from bench import distributed
+from bench.cost import __main__ as cost
 from bench.distributed import World, world
 from bench.errors import UsageError
 from bench.questions import sets
+from bench.records import costs, validation
 from bench.records import runs as records
-from bench.records import validation
 from bench.records.runs import PARTS, RunFolder
 from bench.run import parts
 from bench.run.parts import Part
 from bench.targets.synthetic import predictable, tokenizer
+from bench.tune import __main__ as tune
 from tests import harness
 from tests.test_records import failure, turn
 
@@ -259,3 +263,117 @@ def test_the_launcher_says_which_process_this_is(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("RANK", "one")
     with pytest.raises(UsageError, match="must be whole numbers"):
         world()
+
+
+MEASURING = """
+import json, os, socket, sys
+from pathlib import Path
+from bench.cost import device
+from bench.cost.__main__ import main as cost
+from bench.tune import config
+from bench.tune.__main__ import main as tune
+
+small = config.Effort(1, 4, 1, 6, warm_up_tokens=2, finalists=1)
+config.EFFORT = dict.fromkeys(config.EFFORT, small)
+device.BUFFER_BYTES = {"cpu": 2**20}
+
+warm = ["--models", "synthetic:tiny", "--device", "cpu", "--methods", "suffix", "--out", "warm"]
+warm += ["--widths", "1", "--contexts", "8", "--repeats", "1", "--turns", "1", "--no-report"]
+assert cost(warm) == 0  # and all that is slow to import is there
+
+def launch(name, flags, size):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(size):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            said = os.open(f"said-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(said, 1)
+            os.dup2(said, 2)
+            try:
+                code = {"cost": cost, "tune": tune}[name](flags)
+            except SystemExit as error:
+                code = error.code
+            sys.stdout.flush()
+            os._exit(code)
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    return codes, [Path(f"said-{rank}.txt").read_text() for rank in range(size)]
+
+for name, flags, size in json.loads(sys.argv[1]):
+    print(json.dumps(launch(name, flags, size)), flush=True)
+"""
+COST = (
+    *("--models", "synthetic:tiny", "--engine", "eager", "compile", "--device", "cpu"),
+    *("--methods", "prompt_lookup", "--widths", "1", "3", "--contexts", "16"),
+    *("--repeats", "1", "--turns", "1", "--max-new-tokens", "3", "--no-report"),
+)
+TUNE = (
+    *("--model", "synthetic:predictable", "--device", "cpu", "--engine", "eager"),
+    *("--methods", "prompt_lookup", "suffix"),
+)
+
+
+def measured(*launches: tuple[str, list[str], int]) -> list[tuple[list[int], list[str]]]:
+    """The processes' exit codes and what each said, launch by launch."""
+    ended = subprocess.run(
+        [sys.executable, "-c", MEASURING, json.dumps(launches)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return [tuple(json.loads(line)) for line in ended.stdout.splitlines() if line[:2] == "[["]
+
+
+@pytest.mark.parametrize("command", [cost.main, tune.main], ids=["cost", "tune"])
+def test_without_split_the_main_process_measures_alone(
+    command: Callable[[list[str]], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert command(["--out", "new"]) == 0
+    assert capsys.readouterr().err == (
+        "process 1 of 2 measures nothing, since cards differ; --split deals the work to all of "
+        "them\n"
+    )
+    assert not Path("new").exists()
+    monkeypatch.setenv("RANK", "0")
+    with distributed.measuring(split=False) as main:
+        assert main == World()  # and waits for nobody
+
+
+def test_measurements_are_split_over_processes_where_asked() -> None:
+    torn = Path("split", PARTS, "1")
+    torn.mkdir(parents=True)  # as a killed launch leaves it
+    (torn / costs.COSTS).write_bytes(b'{"schema": "1.')
+    split, again, too_many, tuned = measured(
+        ("cost", [*COST, "--out", "split", "--split"], 2),
+        ("cost", [*COST, "--out", "split"], 1),
+        ("cost", [*COST, "--out", "new", "--split"], 3),
+        ("tune", [*TUNE, "--out", "tuned", "--split"], 2),
+    )
+    assert (split[0], again[0], tuned[0]) == ([0, 0], [0], [0, 0])
+    found = costs.read("split")
+    assert len({r["key"] for r in found}) == len(found) == 10  # the second launch measured nothing
+    assert {r["engine"] for r in found} == {"eager", "compile"}
+    assert {r["status"] for r in found} == {"ok"}
+    assert validation.check("split") == []
+    assert not Path("split", PARTS).exists()
+    assert too_many[0] == [2, 2, 2]
+    assert too_many[1] == [
+        "error: --split has 2 models on engines to deal to 3 processes; launch at most 2\n",
+        "",
+        "",
+    ]
+    assert not Path("new").exists()
+    (file,) = Path("tuned").glob("*.json")
+    assert json.loads(file.read_text())["methods"].keys() == {"prompt_lookup", "suffix"}
+    assert "wrote" in tuned[1][0]
+    assert tuned[1][1] == ""  # one process speaks

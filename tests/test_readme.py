@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
-import importlib
+import importlib.util
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
 from bench.__main__ import COMMANDS, PROG
+from bench.cli import Parser
 from bench.decoding.decoder import Decoder, TargetInfo
 from bench.decoding.drafts import trainable
 from bench.decoding.engines.compile import CompiledTarget
@@ -22,6 +24,7 @@ from bench.decoding.engines.exact import ExactTarget
 from bench.decoding.engines.graph import GraphTarget
 from bench.decoding.engines.registry import ENGINES
 from bench.decoding.sampling import Sampling
+from bench.errors import UsageError
 from bench.questions.registry import REGISTRY
 from bench.run import __main__ as run
 from bench.run import methods, plan
@@ -190,6 +193,43 @@ def test_training_commands_parse(module: ModuleType, monkeypatch: pytest.MonkeyP
     assert all(isinstance(config, settings) for config in seen)
 
 
+def _lines() -> Iterator[str]:
+    """Every command of the documents' consoles, without its prompt."""
+    for name in (*DOCUMENTS, DRAFTS):
+        for console in blocks(text_of(name), "console"):
+            lines = console.replace("\\\n", " ").splitlines()
+            yield from (line[2:] for line in lines if line.startswith("$ "))
+
+
+@pytest.mark.parametrize("line", sorted(set(_lines())))
+def test_every_command_exists_and_takes_its_flags(
+    line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever starts with `$` in a document, up to the parsing of its flags."""
+    parsed: list[argparse.Namespace] = []
+    parse_args = Parser.parse_args
+
+    def stop(self: Parser, argv: Sequence[str]) -> NoReturn:
+        parsed.append(parse_args(self, argv))
+        raise UsageError("parsed")
+
+    words = shlex.split(line, comments=True)
+    if words[0] == PROG:
+        command = COMMANDS[words[1]]
+        words = ["-m", command.module, *command.arguments, *words[2:]]
+    assert words[0] in ("-m", "python", "accelerate")
+    words = words[words.index("-m") + 1 :]
+    if words[0] in ("pip", "nox", "reports.quote"):
+        return  # test_sessions_are_those_of_nox, and `figures` of these is the last
+    monkeypatch.setattr(Parser, "parse_args", stop)
+    spec = importlib.util.find_spec(words[0])
+    assert spec is not None
+    package = spec.submodule_search_locations is not None
+    module = importlib.import_module(words[0] + ".__main__" * package)
+    assert module.main(words[1:]) == 2
+    assert len(parsed) == 1
+
+
 def test_sessions_are_those_of_nox() -> None:
     source = (ROOT / "noxfile.py").read_text(encoding="utf-8")
     known = set(re.findall(r"^@nox\.session.*?\ndef (\w+)\(", source, re.MULTILINE))
@@ -227,7 +267,7 @@ def test_ablations_are_described_and_keep_their_parameters() -> None:
     known = own_drafts()
     ablations = {name for name in known if f"| `{name}` |" in text}
     own = {"chimera_block", "chimera_narrow", "chimera_plus", "chimera_plus_narrow"}
-    own |= {"eagle3", "medusa"}
+    own |= {"dflash", "dflash_markov", "eagle3", "hydra", "medusa"}
     assert known - ablations == own
     built = [trainable.load(name).build(shape) for name in ablations]
     sizes = {sum(p.numel() for p in draft.parameters()) for draft in built}

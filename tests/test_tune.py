@@ -21,6 +21,7 @@ from bench.decoding.decoder import Decoder, Settings, TargetInfo
 from bench.decoding.drafts.weights import save_draft
 from bench.decoding.engines import trial as engines
 from bench.decoding.sampling import Sampling
+from bench.distributed import World
 from bench.questions.registry import REGISTRY
 from bench.records import runs as records
 from bench.records import tuned
@@ -244,7 +245,7 @@ def test_decoders_are_built_once_for_each_stage(monkeypatch: pytest.MonkeyPatch)
 def test_every_grid_is_of_parameters_that_exist() -> None:
     kinds = {name: point.load() for name, point in methods.discover().items()}
     grids = {n: k.settings_type.grid() for n, k in kinds.items() if not issubclass(k, Dial)}
-    drafting = {"chimera", "chimera_plus", "medusa", "lookahead", "prompt_lookup"}
+    drafting = {"chimera", "chimera_plus", "hydra", "medusa", "lookahead", "prompt_lookup"}
     assert {name for name, grid in grids.items() if grid} >= drafting
     assert not grids["autoregressive"]
     for name, grid in grids.items():
@@ -258,7 +259,7 @@ def test_every_grid_is_of_parameters_that_exist() -> None:
 def test_documented_commands_can_be_given(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[TuneConfig] = []
 
-    def keep(config: TuneConfig) -> tuple[Tuned, Path]:
+    def keep(config: TuneConfig, _: World) -> tuple[Tuned, Path]:
         asked.append(config)
         return Tuned(PLACE, {}), Path("file")
 

@@ -156,7 +156,7 @@ class Eagle3(Draft):
         sin, [n, D / 2] each."""
         H, G = self.config.heads, self.config.kv_heads
         split = qkv.view(*qkv.shape[:-1], -1, self.config.head_dim)
-        q, k, v = torch.split(split, [H, G, G], dim=-2)
+        q, k, v = split.tensor_split((H, H + G), dim=-2)
         turn = cos[..., None, :], sin[..., None, :]
         return ops.rotated(q, *turn), ops.rotated(k, *turn), v
 

@@ -46,6 +46,12 @@ class CostConfig:
         metavar="DIR",
         local=True,
     )
+    split: bool = option(
+        False,
+        "deal models and engines to the processes of a launch, a card each; without it the main "
+        "process measures alone",
+        local=True,
+    )
     report: bool = option(True, "build index.html in the folder when done", local=True)
 
     def __post_init__(self) -> None:

@@ -264,6 +264,10 @@ class Folder:
                 f"cannot write {self.path / self._name} ({error.strerror}); make room and run again"
             ) from None
 
+    def records(self) -> list[Record]:
+        """What the folder holds, in file order."""
+        return read(self.path, self._name, self._schema)
+
     def done(self) -> set[str]:
         """The keys of ok records."""
         return set(self._done)

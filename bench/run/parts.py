@@ -9,7 +9,7 @@ kill leaves there is absorbed when the run goes on.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -18,6 +18,7 @@ from bench.distributed import World
 from bench.questions import history
 from bench.questions.parsing import Questions
 from bench.records import runs
+from bench.records.journal import Folder
 from bench.records.runs import PARTS, RunFolder
 from bench.run import frozen
 
@@ -55,8 +56,9 @@ class Part(RunFolder):
         return self
 
 
-def absorb(folder: RunFolder) -> None:
-    """Moves what the parts hold into the run's folder, in order of their ranks, and removes them.
+def absorb(folder: Folder, kind: Callable[[Path], Folder] = RunFolder) -> None:
+    """Moves what the parts hold, each a folder of this `kind`, into the run's folder, in order of
+    their ranks, and removes them.
 
     A kill at any moment loses and doubles nothing. UsageError where a part is still in use.
     """
@@ -64,14 +66,14 @@ def absorb(folder: RunFolder) -> None:
     if not parts.is_dir():
         return
     for path in sorted(parts.iterdir(), key=lambda path: (len(path.name), path.name)):
-        with RunFolder(path):
+        with kind(path) as part:
             for name in SHARED:
                 known, more = _whole(folder.path / name), _whole(path / name)
                 seen = set(known.splitlines())
                 new = [line for line in more.splitlines() if line not in seen]
                 if new:
                     folder.write_once(name, known + "".join(f"{line}\n" for line in new))
-            folder.absorb(runs.read(path))
+            folder.absorb(part.records())
         shutil.rmtree(path)
     parts.rmdir()
 

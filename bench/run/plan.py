@@ -156,14 +156,8 @@ class Plan:
         """Takes this process's device. UsageError where there is none for it, or the processes have
         devices of different kinds."""
         cards = world.cards(self.config.parallel, self.config.device)
-        self.device = world.device(self.config.device)
-        names = world.gather(environment.device_name(self.device))
+        self.device = world.own_device(self.config.device)
         self.cards = world.gather(environment.card(self.device))
-        if len(set(names)) > 1:
-            raise UsageError(
-                f"the processes have different devices ({', '.join(sorted(set(names)))}); launch "
-                "on one kind, so that records of one run compare"
-            )
         if cards > 1:
             self.device_name = f"{cards} x {self.device_name}, {self.config.parallel}"
 

@@ -26,10 +26,11 @@ from typing import Any
 
 import torch
 
-from bench import environment
+from bench import distributed, environment
 from bench.cli import Parser, add_arguments, run_command
 from bench.decoding.decoder import TargetInfo
 from bench.decoding.engines import trial as engines
+from bench.distributed import World
 from bench.entry_points import load_entry_point
 from bench.errors import UsageError
 from bench.records import tuned
@@ -54,37 +55,48 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m bench.tune") 
     add_arguments(parser, TuneConfig)
 
     def run(flags: dict[str, Any]) -> int:
-        found, path = tune(TuneConfig(**flags))
-        print("\n".join(table(found)))
-        print(f"wrote {path}")
+        config = TuneConfig(**flags)
+        with distributed.measuring(config.split) as world:
+            if world is not None:
+                found, path = tune(config, world)
+                if world.main:
+                    print("\n".join(table(found)))
+                    print(f"wrote {path}")
         return 0
 
     return run_command(parser, run, argv, stopped="stopped; nothing was written")
 
 
-def tune(config: TuneConfig) -> tuple[Tuned, Path]:
-    """What was found, and the file that it was written to."""
-    device, dtype = environment.settled(config.device, config.dtype)
-    target = targets.resolve(config.model, config.chat_template)
-    targets.check(target)
-    if target.name in synthetic.SHAPES:
-        raise UsageError(f"{target.name} has random weights, which accept nothing; tune on a model")
-    chosen = [
-        m for m in methods.resolve(_names(config.methods), config.checkpoint) if m.name != REFERENCE
-    ]
-    preflight.check_files(chosen, [target], None)
-    tuned_for = tuning.tuned_for(target, config.engine, dtype, device)
-    folder = Path(config.out) if config.out else tuning.cache()
-    tuned.read(folder / tuned_for.file)  # reports a damaged file before the work
-    chosen = list(_available(chosen, preflight.describe(target)))
-    loaded = targets.load(target, device, getattr(torch, dtype))
+def tune(config: TuneConfig, world: World) -> tuple[Tuned, Path]:
+    """What was found by all processes, and the file that it was written to."""
+    with world.main_first():  # what is invalid is refused once
+        device, dtype = environment.settled(config.device, config.dtype)
+        target = targets.resolve(config.model, config.chat_template)
+        targets.check(target)
+        if target.name in synthetic.SHAPES:
+            raise UsageError(
+                f"{target.name} has random weights, which accept nothing; tune on a model"
+            )
+        named = methods.resolve(_names(config.methods), config.checkpoint)
+        chosen = [m for m in named if m.name != REFERENCE]
+        preflight.check_files(chosen, [target], None)
+        tuned_for = tuning.tuned_for(target, config.engine, dtype, device)
+        folder = Path(config.out) if config.out else tuning.cache()
+        tuned.read(folder / tuned_for.file)  # reports a damaged file before the work
+        able = list(_available(chosen, preflight.describe(target), told=world.main))
+        share = world.share(able, "method", "methods")
+    device = world.own_device(device)
+    with world.main_first():
+        loaded = targets.load(target, device, getattr(torch, dtype))
     model, reason = engines.make(loaded.model, target.name, config.engine)
     if reason is not None:
         raise UsageError(f"--engine {config.engine} cannot run here: {reason}")
     seen = environment.collect(device, {})
     effort = tune_config.EFFORT[config.engine]
-    found = Tuned(tuned_for, Tuner(model, loaded, effort, seen).run(chosen))
-    return found, tuned.write(folder, found)
+    tuner = Tuner(model, loaded, effort, seen, shown=world.main)
+    parts = world.gather(tuner.run(share))  # each method with the reference of its own card
+    found = Tuned(tuned_for, {name: part[name] for part in parts for name in part})
+    return found, world.from_main(lambda: tuned.write(folder, found))
 
 
 def _names(given: Sequence[str]) -> list[str]:
@@ -99,8 +111,9 @@ def _names(given: Sequence[str]) -> list[str]:
     return [n for n, kind in decoders.items() if kind.lossless and kind.settings_type.grid()]
 
 
-def _available(chosen: Sequence[Method], target: TargetInfo) -> Iterator[Method]:
-    """Those that can be tuned; the others are named on stderr. UsageError where none can."""
+def _available(chosen: Sequence[Method], target: TargetInfo, told: bool) -> Iterator[Method]:
+    """Those that can be tuned; the others are named on stderr if `told`. UsageError where none
+    can."""
     left = False
     for method in chosen:
         if method.decoder is None or not method.settings.grid():
@@ -109,7 +122,7 @@ def _available(chosen: Sequence[Method], target: TargetInfo) -> Iterator[Method]
         if reason is None:
             left = True
             yield method
-        else:
+        elif told:
             print(f"{method.name} is left out: {reason}", file=sys.stderr)
     if not left:
         raise UsageError(f"none of the methods can run on {target.name}; choose other --methods")

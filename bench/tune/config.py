@@ -52,6 +52,12 @@ class TuneConfig:
         [], "draft weights for a method: a path or a hub id", metavar="METHOD=WEIGHTS"
     )
     chat_template: str | None = chat_template_option()
+    split: bool = option(
+        False,
+        "deal the methods to the processes of a launch, a card each; without it the main process "
+        "measures alone",
+        local=True,
+    )
     out: str | None = option(
         None, "folder for the file; the user's cache if left out", metavar="DIR", local=True
     )

@@ -24,7 +24,7 @@ from bench.tune.search import Search
 
 
 class Tuner:
-    """Tunes methods on one target; `environment` is kept with the results."""
+    """Tunes methods on one target; `environment` is kept with the results; progress is `shown`."""
 
     def __init__(
         self,
@@ -32,9 +32,11 @@ class Tuner:
         loaded: Loaded,
         effort: Effort,
         environment: Mapping[str, Any],
+        shown: bool = True,
     ) -> None:
         self._target, self._loaded, self._effort = target, loaded, effort
         self._environment = dict(environment)
+        self._shown = shown
         questions = question_sets.load(QUESTIONS, None)
         self._sha256 = questions.sha256
         self._search, self._final = split(questions, loaded, effort)
@@ -42,7 +44,7 @@ class Tuner:
     def run(self, methods: Sequence[Method]) -> dict[str, TunedMethod]:
         """The tuned parameters of each method, by name."""
         effort = self._effort
-        with Progress("tuning", None, "answer") as bar:
+        with Progress("tuning", None, "answer", self._shown) as bar:
             measure = Measurer(self._target, self._loaded.eos_ids, effort.warm_up_tokens, bar)
             search = Search(measure, self._search, effort)
             tried = {method.name: search.run(method) for method in methods}

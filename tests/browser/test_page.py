@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
 from tests.browser.chromium import NARROW, WIDE
 
@@ -242,6 +244,21 @@ def test_it_prints_everything(visit: Open, saved: Path, scripted: bool) -> None:
     assert tab.locator(".scroll > table").evaluate_all(cut) == 0
 
 
+@pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
+def test_a_picture_of_the_whole_page_shows_every_section(visit: Open, size: Any) -> None:
+    tab = visit(viewport=size)
+    picture = Image.open(io.BytesIO(tab.screenshot(full_page=True)))
+    sections = tab.locator("main > section").all()
+    assert len(sections) > 3
+    for section in sections:
+        box = section.bounding_box()
+        assert box is not None
+        x, y, width, height = (round(box[key]) for key in ("x", "y", "width", "height"))
+        colours = picture.crop((x, y, x + width, y + height)).getcolors(maxcolors=1 << 24)
+        assert colours is not None
+        assert len(colours) > 10, f"{section.get_attribute('aria-labelledby')} is blank"
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["wide", "narrow"])
 def test_axe_finds_nothing_serious(visit: Open, scheme: Any, size: Any) -> None:
@@ -249,7 +266,6 @@ def test_axe_finds_nothing_serious(visit: Open, scheme: Any, size: Any) -> None:
 
     tab = visit(color_scheme=scheme, viewport=size)
     tab.evaluate("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
-    tab.add_style_tag(content="section { content-visibility: visible !important; }")
     found = Axe().run(tab).response["violations"]
     bad = [
         f"{one['id']}: {node['html'][:200]} {node['failureSummary']}"

@@ -21,14 +21,17 @@ PARAMETERS = {
     "suffix": "suffix(alpha=1)",
     "token_recycling": "token_recycling(nodes=8,depth=2,k=4)",
     "eagle3": "eagle3(nodes=10,depth=4,beam=3)",
+    "hydra": "hydra(nodes=8)",
     "medusa": "medusa(nodes=8)",
     "medusa_typical": "medusa_typical(nodes=8)",
     "chimera": "chimera(nodes=10)",
     "chimera_plus": "chimera_plus(nodes=10,depth=4)",
     "chimera_block": "chimera_block(nodes=10,depth=4)",
+    "dflash": "dflash(nodes=10)",
 }
 # The weights of a method: its own, or those of the method that it shares them with.
-TRAINED = {method: method for method in METHODS} | {"medusa_typical": "medusa"}
+TRAINED = {method: method for method in METHODS}
+TRAINED |= {"medusa_typical": "medusa", "dflash": "dflash_markov"}
 
 
 def registered(text: str, model: str | None = None, tree: str | None = None) -> Make:
@@ -79,6 +82,7 @@ CASES = (
     {name: registered(PARAMETERS.get(name, name)) for name in LOSSLESS}
     | {
         "chimera_dynamic": registered("chimera(nodes=10,dynamic=true,beam=3,depth=4)"),
+        "dflash_dynamic": registered("dflash(nodes=10,dynamic=true,beam=3)"),
         "medusa_lookup": registered("medusa(nodes=8,lookup=4)"),
         "chimera_lookup": registered("chimera(nodes=10,depth=2,lookup=4)"),
         "chimera_dynamic_lookup": registered("chimera(nodes=9,dynamic=true,beam=3,lookup=3)"),

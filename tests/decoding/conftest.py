@@ -18,7 +18,10 @@ VARIANTS = {
     "medusa_lookup",
     "medusa_typical",
     "draft_model",
+    "dflash",
+    "dflash_dynamic",
     "dynamic_oracle",
+    "hydra",
     "eagle3",
     "sampling_drafter",
     "suffix",
@@ -31,9 +34,7 @@ AGAIN = {"multi_head", "exact"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parts = set(item.name.rstrip("]").replace("[", "-").split("-"))
-        # Variants are accepted by the rules of their elders; the draft model alone draws.
-        same_rule = item.path.name == "test_distribution.py" and parts & VARIANTS - {"draft_model"}
-        if same_rule or (parts & VARIANTS and parts & AGAIN):
+        if parts & VARIANTS and parts & AGAIN:
             item.add_marker(pytest.mark.slow)
 
 

@@ -80,7 +80,7 @@ def test_ids_and_accepted_lengths_equal_eager(
         assert a.drafted == b.drafted
 
 
-@pytest.mark.parametrize("name", ["chimera", "medusa"])
+@pytest.mark.parametrize("name", ["chimera", "hydra", "medusa"])
 def test_heads_of_published_form_draft_the_same_tree(multi_head: Known, name: str) -> None:
     """Random ones, whose drafts are hardly ever accepted."""
     chosen = method(f"{name}(nodes=9)", discover(), {name: RANDOM})
@@ -125,7 +125,10 @@ class TracingDraft(Tracing):
         "chimera(nodes=6,depth=3)",
         "chimera_plus(nodes=6,depth=3)",
         "chimera_block(nodes=6,depth=3)",
+        "dflash(nodes=6,depth=3)",
+        "dflash(nodes=6,depth=3,dynamic=true,beam=3)",
         "eagle3(nodes=6,depth=3,beam=3)",
+        "hydra(nodes=6,depth=3)",
         "lookahead(g=3)",
         "prompt_lookup",
         "chimera_block(nodes=6,depth=3,dynamic=true,beam=3)",

@@ -170,7 +170,7 @@ def first_draft(target: TargetModel, make: Make, prompt: Sequence[int]) -> list[
 
 @pytest.mark.parametrize("form", ["qwen2", "qwen3"])
 @each_fused
-@pytest.mark.parametrize("name", ["chimera", "chimera_plus", "chimera_block", "medusa"])
+@pytest.mark.parametrize("name", ["chimera", "chimera_plus", "chimera_block", "hydra", "medusa"])
 def test_drafts_on_these_forms(form: str, engine: type[TargetModel], name: str) -> None:
     """Random ones: hardly ever accepted, so the drafted tokens are compared as well."""
     make, prompts = with_random_weights(f"{name}(nodes=9)"), known(form).prompts

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from baselines.dflash.decoder import DFlash
+from baselines.dflash.drafter import Drafter
 from baselines.draft_model import DraftModel
 from baselines.eagle3.decoder import Eagle3
+from baselines.hydra.decoder import Hydra
 from bench.decoding import decoder, verify
 from bench.decoding.cache import TreeCache
 from bench.decoding.engines.eager import EagerTarget
@@ -208,10 +211,12 @@ def test_trees_without_training_notice(
 
 
 @pytest.mark.parametrize("mutate", [elder_siblings_visible, bonus_lost], ids=lambda m: m.__name__)
-def test_a_tree_grown_by_confidence_notices(
-    grouped_query: Known, mutate: Mutate, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["dflash", "eagle3"])
+def test_a_trained_tree_notices(
+    grouped_query: Known, name: str, mutate: Mutate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make, prompts = CASES["eagle3"], grouped_query.prompts[:2]
+    """Of a block with a static tree; of one grown by confidence."""
+    make, prompts = CASES[name], grouped_query.prompts[:2]
     check_greedy(grouped_query, make, prompts, TOKENS)
     mutate(monkeypatch)
     with pytest.raises(AssertionError):
@@ -253,9 +258,35 @@ def rows_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Eagle3, "begin", stale)
 
 
+def root_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
+    begin = DFlash.begin
+
+    def stale(self: DFlash, *given: Any) -> None:
+        kept = self._root.clone()
+        begin(self, *given)
+        self._root.copy_(kept)
+
+    patch.setattr(DFlash, "begin", stale)
+
+
+def context_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
+    """A prompt's keys and values are left where a text before it has some already."""
+    start = Drafter.start
+
+    def stale(self: Drafter, taps: list[Tensor]) -> None:
+        kept = self._rows.clone()
+        start(self, taps)
+        if kept.shape == self._rows.shape:
+            self._rows.copy_(torch.where(kept != 0, kept, self._rows))
+
+    patch.setattr(Drafter, "start", stale)
+
+
 @pytest.mark.parametrize(
     ("name", "mutate"),
     [
+        ("dflash", root_of_the_text_before),
+        ("dflash", context_of_the_text_before),
         ("draft_model", newest_of_the_text_before),
         ("eagle3", feature_of_the_text_before),
         ("eagle3", rows_of_the_text_before),
@@ -268,6 +299,37 @@ def test_a_draft_that_keeps_its_state_is_noticed(
     mutate(monkeypatch)
     with pytest.raises(AssertionError):
         check_repeats(grouped_query, CASES[name], TOKENS)
+
+
+@pytest.mark.parametrize("mutate", [elder_siblings_visible, bonus_lost], ids=lambda m: m.__name__)
+def test_sequential_heads_notice(
+    grouped_query: Known, mutate: Mutate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for prompt in grouped_query.prompts:
+        grouped_query.expected(prompt, TOKENS)
+    mutate(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_greedy(grouped_query, CASES["hydra"], grouped_query.prompts, TOKENS)
+
+
+def state_of_the_text_before(patch: pytest.MonkeyPatch) -> None:
+    begin = Hydra.begin
+
+    def stale(self: Hydra, *given: Any) -> None:
+        kept = self._state.clone()
+        begin(self, *given)
+        if bool(kept.any()):  # not before the first text
+            self._state.copy_(kept)
+
+    patch.setattr(Hydra, "begin", stale)
+
+
+def test_heads_that_keep_a_state_are_noticed(
+    grouped_query: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state_of_the_text_before(monkeypatch)
+    with pytest.raises(AssertionError):
+        check_repeats(grouped_query, CASES["hydra"], TOKENS)
 
 
 @pytest.mark.parametrize(

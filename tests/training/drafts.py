@@ -22,15 +22,19 @@ from bench.training.writer import Writer, WriterSettings
 from tests.decoding.known import tiny_model
 
 PREDICTABLE = "synthetic:predictable"
-METHODS = ("chimera", "chimera_plus", "chimera_block", "eagle3", "medusa")
-# Fast rates: Chimeras get far in few but costly steps, Medusa's steps are cheap.
+METHODS = (
+    *("chimera", "chimera_plus", "chimera_block", "dflash_markov", "eagle3", "hydra"),
+    "medusa",
+)
+# Fast rates: Hydra and Chimeras get far in few but costly steps, Medusa's steps are cheap.
 RUNS: tuple[dict[str, Any], ...] = (
     {
-        "method": ("chimera", "chimera_plus", "chimera_block"),
+        "method": ("hydra", "chimera", "chimera_plus", "chimera_block"),
         "steps": 24,
         "muon_lr": 0.05,
         "adam_lr": 0.01,
     },
+    {"method": ("dflash_markov",), "steps": 9, "muon_lr": 0.05, "adam_lr": 0.01},
     {"method": ("eagle3",), "steps": 24, "muon_lr": 0.1, "adam_lr": 0.02},
     {"method": ("medusa",), "steps": 150, "muon_lr": 0.1, "adam_lr": 0.02},
 )

@@ -37,6 +37,24 @@ class PublishedLayouts(Protocol):
         """The files with the draft's weights. CheckpointError if there are none."""
 
 
+class TrainedOnly:
+    """The `PublishedLayouts` of a method whose published checkpoints are not read."""
+
+    def locate(self, text: str, /) -> Path:
+        path = Path(text).expanduser()
+        if not path.is_file():
+            raise CheckpointError(
+                f"{text} is no local file; give one that bench.training.train wrote"
+            )
+        return path
+
+    def recognises(self, location: Path, /) -> bool:
+        return False
+
+    def files(self, location: Path, /) -> list[Path]:
+        return [location]
+
+
 class DraftModelDecoder(TreeDecoder, Generic[Model]):
     """A tree decoder with a draft model.
 
@@ -54,7 +72,7 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
     takes_checkpoint: ClassVar[bool] = True
     trained_as: ClassVar[str]
     package: ClassVar[str]
-    layouts: ClassVar[PublishedLayouts]
+    layouts: ClassVar[PublishedLayouts] = TrainedOnly()
     paper_tree: ClassVar[Sequence[int]]
     draft_model: type[Model]
 
@@ -130,9 +148,10 @@ class DraftModelDecoder(TreeDecoder, Generic[Model]):
             raise CheckpointError(f"no {cls.trained_as} weights for {target}")
         return path
 
-    @abstractmethod
     def load_published(self, target: TargetModel, location: Path) -> tuple[Model, str]:
-        """The draft of a published checkpoint, and the sha256 of its files."""
+        """The draft of a published checkpoint that `layouts` recognises, and the sha256 of its
+        files."""
+        raise NotImplementedError
 
     @abstractmethod
     def random_draft(self, target: TargetModel) -> tuple[Model, str]:
