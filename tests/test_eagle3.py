@@ -258,6 +258,8 @@ def test_files_that_are_missing_or_broken(tmp_path: Path) -> None:
 def test_the_digest_is_of_settings_and_weights(tmp_path: Path) -> None:
     first = published.load(saved(tmp_path), D, V, LAYERS)[1]
     assert published.load(tmp_path / "pytorch_model.bin", D, V, LAYERS)[1] == first
+    settings = Eagle3.settings_type(checkpoint=str(tmp_path))
+    assert Eagle3.weights_sha256(TargetInfo("any"), settings) == first
     assert published.load(saved(tmp_path, rope_theta=500.0), D, V, LAYERS)[1] != first
 
 
@@ -404,9 +406,10 @@ def test_a_target_without_weights_gets_a_command(known: Known) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("", "holds no EAGLE-3 draft: found asked.jsonl, other;"),
+        ("", "holds no EAGLE-3 draft: found asked.jsonl, bare, other;"),
         ("missing", "is no local file or folder"),
         ("other", f"config.json is for hidden size {D}, and the target has 96;"),
+        ("bare", "config.json is missing; fetch it"),
     ],
 )
 def test_a_folder_that_is_no_draft_for_the_target_is_one_line(
@@ -418,6 +421,7 @@ def test_a_folder_that_is_no_draft_for_the_target_is_one_line(
 ) -> None:
     harness.work_in(tmp_path, monkeypatch)
     saved(tmp_path / "other")
+    (saved(tmp_path / "bare") / "config.json").unlink()
     flags = ("--methods", "eagle3", "--checkpoint", f"eagle3={tmp_path / name}")
     assert harness.run(*flags) == 2
     (line,) = capfd.readouterr().err.splitlines()

@@ -15,7 +15,6 @@ are the target's.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from bench.decoding.drafts.checkpoint import CheckpointError
 from bench.decoding.drafts.norms import Standardise
 from bench.decoding.drafts.weights import randomise
 from bench.errors import one_line
-from bench.files import sha256_of_files
+from bench.files import json_of, sha256_of_files
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -59,12 +58,12 @@ def recognises(location: Path) -> bool:
 
 
 def files(location: Path) -> list[Path]:
-    """The file with weights. CheckpointError where there is none."""
+    """The settings and the file with weights. CheckpointError where the latter is missing."""
     folder = location if location.is_dir() else location.parent
     names = WEIGHTS if location.is_dir() else (location.name,)
     for name in names:
         if (folder / name).is_file():
-            return [folder / name]
+            return [folder / CONFIG, folder / name]
     found = sorted(path.name for path in folder.glob("*"))
     raise CheckpointError(
         f"{location.name} holds no EAGLE-3 draft: found {checkpoint.some(found)}; {KNOWN}"
@@ -77,9 +76,9 @@ def check(
     """(settings, tensors by the authors' names, vocabulary int64 [V']) of a checkpoint for a target
     of that shape: d, V and L. CheckpointError, one line that names what was found and the known
     layouts, where it is another's or not whole."""
-    (file,) = files(location)
+    settings, file = files(location)
     try:
-        config = _shape(_read(file.parent / CONFIG), hidden_size, vocab_size, layers)
+        config = _shape(_read(settings), hidden_size, vocab_size, layers)
         found = checkpoint.read(file)
         vocabulary = _vocabulary(file.name, found, config.vocabulary, vocab_size)
         tensors = _renamed(found)
@@ -98,8 +97,7 @@ def load(location: Path, hidden_size: int, vocab_size: int, layers: int) -> tupl
     identity = Standardise(3 * hidden_size).state_dict(prefix="tap_norm.")
     draft.load_state_dict(_joined(tensors) | identity, assign=True)
     draft.vocabulary = vocabulary
-    (file,) = files(location)
-    return draft.requires_grad_(False).eval(), sha256_of_files([file.parent / CONFIG, file])
+    return draft.requires_grad_(False).eval(), sha256_of_files(files(location))
 
 
 def random(target: Any, device: torch.device, dtype: torch.dtype) -> tuple[Eagle3, str]:
@@ -123,7 +121,7 @@ def random(target: Any, device: torch.device, dtype: torch.dtype) -> tuple[Eagle
 def _read(path: Path) -> dict[str, Any]:
     """`config.json`. CheckpointError where it is not that of a draft."""
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json_of(path.read_bytes())
     except FileNotFoundError as error:
         raise CheckpointError(f"{CONFIG} is missing beside the weights; fetch it") from error
     except (OSError, ValueError) as error:

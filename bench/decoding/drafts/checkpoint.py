@@ -14,6 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from bench import hub
+from bench.files import json_of
 
 RANDOM = "random"  # in place of a checkpoint: random weights of the published shape, to time them
 SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")  # of files with weights
@@ -97,9 +98,12 @@ def read(path: Path, prefix: str = "") -> dict[str, Tensor]:
 
 
 def check_file(path: Path) -> None:
-    """CheckpointError for a safetensors or torch file that is missing, empty or cut short; reads
-    its header alone."""
+    """CheckpointError for a safetensors, torch or JSON file that is missing, empty or cut short;
+    reads the header of one with weights alone."""
     try:
+        if path.suffix == ".json":
+            json_of(path.read_bytes())
+            return
         if path.suffix == ".safetensors":
             with safe_open(path, "pt"):
                 return
