@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from bench.decoding.decoder import Settings, TargetInfo
+from bench.decoding.decoder import AUTO, Count, Settings, TargetInfo
+from bench.decoding.drafts.confident import most
 from bench.decoding.drafts.loading import DraftModelDecoder, PublishedLayouts
 from bench.decoding.lookup import TextLookup
 from bench.decoding.sampling import Sampling
@@ -29,7 +30,8 @@ class ChimeraSettings(Settings):
     """Parameters.
 
     Attributes:
-        nodes: drafted nodes of the tree, the root not counted.
+        nodes: drafted nodes of the tree, the root not counted; "auto" for a dynamic tree of which
+            each step verifies as many nodes as are worth their measured time.
         depth: deepest level; 0 for the number of heads.
         dynamic: grow the tree by confidence at every step, instead of using a static one.
         beam: nodes that a dynamic tree expands in each level, and children of each.
@@ -38,7 +40,7 @@ class ChimeraSettings(Settings):
         lookup: how many of the nodes are a chain that prompt lookup finds in the text so far.
     """
 
-    nodes: int = 26
+    nodes: Count = 26
     depth: int = 0
     dynamic: bool = False
     beam: int = 8
@@ -48,6 +50,8 @@ class ChimeraSettings(Settings):
     def __post_init__(self) -> None:
         self.require("chimera", nodes=1, depth=0, beam=1, vocab=0, lookup=0)
         self.require("chimera", nodes=self.lookup + 1)
+        if self.nodes == AUTO and self.lookup:
+            raise ValueError("chimera takes either nodes=auto or lookup")
 
     @classmethod
     def grid(cls) -> Mapping[str, Sequence[Any]]:
@@ -81,23 +85,26 @@ class Chimera(DraftModelDecoder[ChimeraModel]):
         self._taps = config.taps
         kept = None if config.own_heads else settings.vocab or None
         depth = min(settings.depth or config.depth, config.depth)
-        nodes = settings.nodes - settings.lookup
+        nodes = most(settings.nodes) - settings.lookup
         # Expanded nodes are kept in the draft's cache after the committed positions, or the pass.
         expanded = 1 + depth * max(settings.beam, nodes)
         spare = max(config.depth if config.one_pass else expanded, settings.lookup)
         self._drafter = Drafter(model, target, vocabulary[:kept], spare)
-        self.width = settings.nodes + 1
+        self.width = most(settings.nodes) + 1
         self._levels = max(depth, settings.lookup)
         self._lookup = TextLookup(target, settings.lookup) if settings.lookup else None
         self._grower: Grower
-        if settings.dynamic:
-            self._grower = ConfidentGrower(nodes, depth, settings.beam, target)
+        if settings.dynamic or settings.nodes == AUTO:
+            size: Count = AUTO if settings.nodes == AUTO else nodes
+            self._grower = ConfidentGrower(size, depth, settings.beam, target)
         else:
             paths = self.static_tree(settings, tree, nodes, depth)
             self._grower = StaticGrower(paths, target.device)
         self._recent = torch.zeros(3, dtype=torch.long, device=target.device)  # newest last
         self._draft, self._follow = target.capture(self._tree), target.capture(self._observe)
         self._slide = target.fuse(self._slid)
+        if self._grower.worth is not None:
+            self._grower.worth.measure(self)
 
     def load_published(self, target: TargetModel, location: Path) -> tuple[ChimeraModel, str]:
         return published.load(location, target.config)
@@ -110,6 +117,8 @@ class Chimera(DraftModelDecoder[ChimeraModel]):
 
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:
         self._drafter.start(step.hidden, [step.taps[k] for k in self._taps])
+        if self._grower.worth is not None:
+            self._grower.worth.start()
         recent = [prompt_ids[0], *prompt_ids[-2:], token][-3:]
         self._recent.copy_(self.target.tensor(recent))
         if self._lookup is not None:
@@ -126,9 +135,12 @@ class Chimera(DraftModelDecoder[ChimeraModel]):
         self._follow(tree, step, verdict)
 
     def _observe(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
-        path, accepted = verdict.path[: self._levels + 1], verdict.length.view(1)
+        path = verdict.path[: min(self._levels + 1, tree.width)]
+        accepted = verdict.length.view(1)
         taps = [step.taps[k] for k in self._taps]
         self._drafter.remember(step.hidden, taps, path, accepted)
+        if self._grower.worth is not None:
+            self._grower.worth.learn(tree.width - 1, accepted)
         self._recent.copy_(self._slide(tree.tokens, path, accepted, verdict.bonus.view(1)))
         if self._lookup is not None:
             self._lookup.extend(tree, verdict, self._levels)

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bench.decoding.decoder import Count
 from bench.decoding.drafts.confident import ConfidentTree
 from bench.decoding.drafts.layers import nbytes, write_rows
 from bench.decoding.drafts.ranks import RankPath
+from bench.decoding.drafts.worth import NodesWorth
 from bench.decoding.engines import ops
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
@@ -292,9 +294,11 @@ class Grower(ABC):
 
     Attributes:
         depth: number of drafted levels.
+        worth: chooses how many of the nodes are verified; None for all.
     """
 
     depth: int
+    worth: NodesWorth | None = None
 
     @abstractmethod
     def grow(self, drafter: Drafter, recent: Tensor) -> TokenTree:
@@ -367,10 +371,11 @@ class StaticGrower(Grower):
 class ConfidentGrower(Grower):
     """A tree of the likeliest paths; see `ConfidentTree`."""
 
-    def __init__(self, nodes: int, depth: int, beam: int, target: TargetModel) -> None:
+    def __init__(self, nodes: Count, depth: int, beam: int, target: TargetModel) -> None:
         self._tree = ConfidentTree(nodes, depth, beam, target)
         self.depth = depth
         self._next = target.fuse(_followed_by)
+        self.worth = self._tree.worth
 
     def grow(self, drafter: Drafter, recent: Tensor) -> TokenTree:
         drafter.rewind()

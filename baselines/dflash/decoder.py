@@ -12,11 +12,12 @@ from torch import Tensor
 from baselines.dflash.drafter import Drafter, FusedDrafter
 from baselines.dflash.model import DFlash as DFlashModel
 from baselines.dflash.trainable import dflash_config
-from bench.decoding.decoder import Settings, TargetInfo
-from bench.decoding.drafts.confident import ConfidentTree
+from bench.decoding.decoder import AUTO, Count, Settings, TargetInfo
+from bench.decoding.drafts.confident import ConfidentTree, most
 from bench.decoding.drafts.levels import Level, levels_of
 from bench.decoding.drafts.loading import DraftModelDecoder
 from bench.decoding.drafts.weights import randomise
+from bench.decoding.drafts.worth import NodesWorth
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree, Topology
@@ -28,7 +29,8 @@ class DFlashSettings(Settings):
     """Parameters.
 
     Attributes:
-        nodes: drafted nodes of the tree, the root not counted.
+        nodes: drafted nodes of the tree, the root not counted; "auto" for a dynamic tree of which
+            each step verifies as many nodes as are worth their measured time.
         depth: deepest level; 0 for all positions of the block.
         dynamic: grow the tree by summed log-probability at every step, instead of using a static
             one.
@@ -36,7 +38,7 @@ class DFlashSettings(Settings):
         vocab: most frequent tokens that the LM head is reduced to; 0 for all.
     """
 
-    nodes: int = 26
+    nodes: Count = 26
     depth: int = 0
     dynamic: bool = False
     beam: int = 8
@@ -78,11 +80,13 @@ class DFlash(DraftModelDecoder[DFlashModel]):
         self._sequential = model.markov is not None
         self._depth = min(settings.depth or model.config.depth, model.config.depth)
         self._root = target.tensor((0,))  # the newest token
-        self.width = settings.nodes + 1
+        self.width = most(settings.nodes) + 1
+        self._worth: NodesWorth | None = None
         self._sprout = target.fuse(self._sprouted)
-        if settings.dynamic:
+        if settings.dynamic or settings.nodes == AUTO:
             self._confident = ConfidentTree(settings.nodes, self._depth, settings.beam, target)
             self._draft = target.capture(self._likeliest_tree)
+            self._worth = self._confident.worth
         else:
             paths = self.static_tree(settings, tree, settings.nodes, self._depth)
             self._topology = Topology.from_rank_paths(paths, target.device)
@@ -90,6 +94,8 @@ class DFlash(DraftModelDecoder[DFlashModel]):
             self._levels = levels if self._sequential else [Level.merged(levels)]
             self._draft = target.capture(self._static_tree)
         self._follow = target.capture(self._observe)
+        if self._worth is not None:
+            self._worth.measure(self)
 
     def random_draft(self, target: TargetModel) -> tuple[DFlashModel, str]:
         shape = TargetInfo(target.name, target.hidden_size, target.vocab_size, target.layers)
@@ -103,6 +109,8 @@ class DFlash(DraftModelDecoder[DFlashModel]):
     def begin(self, prompt_ids: Sequence[int], step: Step, token: int, sampling: Sampling) -> None:
         self._drafter.start([step.taps[k] for k in self._taps])
         self._root.fill_(token)
+        if self._worth is not None:
+            self._worth.start()
 
     def draft(self) -> TokenTree:
         return self._draft()
@@ -140,6 +148,9 @@ class DFlash(DraftModelDecoder[DFlashModel]):
         self._follow(tree, step, verdict)
 
     def _observe(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
-        path, accepted = verdict.path[: self._depth + 1], verdict.length.view(1)
+        path = verdict.path[: min(self._depth + 1, tree.width)]
+        accepted = verdict.length.view(1)
         self._drafter.remember([step.taps[k] for k in self._taps], path, accepted)
         self._root.copy_(verdict.bonus.view(1))
+        if self._worth is not None:
+            self._worth.learn(tree.width - 1, accepted)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from baselines.eagle3 import published
 from baselines.eagle3.model import Eagle3 as Eagle3Model
-from bench.decoding.decoder import Settings, TargetInfo
-from bench.decoding.drafts.confident import ConfidentTree
+from bench.decoding.decoder import Count, Settings, TargetInfo
+from bench.decoding.drafts.confident import ConfidentTree, most
 from bench.decoding.drafts.loading import DraftModelDecoder, PublishedLayouts
 from bench.decoding.drafts.products import products
 from bench.decoding.sampling import Sampling
@@ -27,12 +27,13 @@ class Eagle3Settings(Settings):
     """Parameters.
 
     Attributes:
-        nodes: drafted nodes of the tree, the root not counted.
+        nodes: drafted nodes of the tree, the root not counted; "auto" for as many at each step as
+            are worth their measured time.
         depth: deepest level.
         beam: nodes that are expanded in each level, and children of each ("top-k").
     """
 
-    nodes: int = 60
+    nodes: Count = 60
     depth: int = 8
     beam: int = 10
 
@@ -66,7 +67,7 @@ class Eagle3(DraftModelDecoder[Eagle3Model]):
         ids = frequent[: self.model.config.vocabulary] if ids is None else ids
         self._vocabulary = ids.to(target.device)
         beam = min(settings.beam, len(ids))
-        self.width, self._depth = settings.nodes + 1, settings.depth
+        self.width, self._depth = most(settings.nodes) + 1, settings.depth
         self._grower = ConfidentTree(settings.nodes, settings.depth, beam, target, root_row=False)
         self._spare = settings.depth * beam  # rows behind the committed ones
         options: dict[str, Any] = {"dtype": target.dtype, "device": target.device}
@@ -80,6 +81,8 @@ class Eagle3(DraftModelDecoder[Eagle3Model]):
         self._level_heads = target.fuse(self._heads_of)
         self._path_inputs = target.fuse(self._path_of)
         self._path_heads = target.fuse(self._rows_of)
+        if self._grower.worth is not None:
+            self._grower.worth.measure(self)
 
     @classmethod
     def check_published(cls, target: TargetInfo, location: Path) -> None:
@@ -114,6 +117,8 @@ class Eagle3(DraftModelDecoder[Eagle3Model]):
         self._write(qkv, places, places, self._rows, *self._rotation)
         self._f.copy_(f[-1:])
         self._root.fill_(token)
+        if self._grower.worth is not None:
+            self._grower.worth.start()
 
     def draft(self) -> TokenTree:
         return self._draft()
@@ -140,7 +145,8 @@ class Eagle3(DraftModelDecoder[Eagle3Model]):
     def _observe(self, tree: TokenTree, step: Step, verdict: Verdict) -> None:
         """Rows of the newly committed positions, of their true states. Path nodes behind the
         accepted ones give rows that the next draft overwrites before it sees them."""
-        path, accepted = verdict.path[: self._depth + 1], verdict.length.view(1)
+        path = verdict.path[: min(self._depth + 1, tree.width)]
+        accepted = verdict.length.view(1)
         taps = [step.taps[k][path] for k in self.model.taps]
         f = self.model.features(taps, self._product)  # [n, d]
         bonus = verdict.bonus.view(1)
@@ -149,6 +155,8 @@ class Eagle3(DraftModelDecoder[Eagle3Model]):
         self._path_heads(qkv, accepted, self._rows, *self._rotation)
         self._f.copy_(f[accepted])
         self._root.copy_(bonus)
+        if self._grower.worth is not None:
+            self._grower.worth.learn(tree.width - 1, accepted)
 
     # Functions of tensors, which engines may compile
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -13,6 +13,9 @@ from bench.decoding.sampling import Sampling
 from bench.decoding.target import Step, TargetModel
 from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict, accept, exact_match
+
+AUTO: Final = "auto"  # a parameter's value that the method chooses by itself
+Count: TypeAlias = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Settings:
         """ValueError, one line, where a parameter lies below its least value."""
         for name, bound in least.items():
             value = getattr(self, name)
-            if value < bound:
+            if value != AUTO and value < bound:
                 raise ValueError(f"{method} needs {name} >= {bound}, not {value}")
 
 
@@ -236,6 +239,8 @@ class TreeDecoder(Decoder):
     def _draft_and_pad(self) -> tuple[TokenTree, TokenTree]:
         """(the next tree as drafted, as padded)."""
         drafted = self.draft()
+        if drafted.worth is not None:  # the host launches forwards, so it must know their width
+            drafted = drafted.first(int(drafted.worth))
         return drafted, self.target.pad(drafted)
 
     def _settle(

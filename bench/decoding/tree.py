@@ -91,6 +91,14 @@ class Topology:
         index = {path: i for i, path in enumerate(order)}
         return cls.of([-1] + [index[path[:-1]] for path in order[1:]], device, lasting=True)
 
+    def first(self, w: int) -> Topology:
+        """The first w nodes, as a tree of their own."""
+        flags = None if self.acceptable is None else self.acceptable[:w]
+        topology = Topology(self.parents[:w], flags, height=self.height)
+        topology.__dict__["ancestors"] = self.ancestors[:w, :w]
+        topology.__dict__["depths"] = self.depths[:w]
+        return topology
+
     @property
     def width(self) -> int:
         """Number of nodes, the root counted: the width of the verify forward."""
@@ -157,11 +165,18 @@ class TokenTree:
     Attributes:
         tokens: int64 [w].
         topology: the shape; reuse one object for a static tree, its masks are computed once.
+        worth: int64 [1], how many of the nodes are worth verifying, the first ones, the root
+            counted; None for all.
     """
 
     tokens: Tensor
     topology: Topology
+    worth: Tensor | None = None
 
     @property
     def width(self) -> int:
         return self.topology.width
+
+    def first(self, w: int) -> TokenTree:
+        """The first w nodes, as a tree of their own."""
+        return TokenTree(self.tokens[:w], self.topology.first(w))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, replace
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from bench import environment
 from bench.cli import did_you_mean, without_paths
@@ -178,7 +178,12 @@ def _checkpoints(entries: Sequence[str], known: Mapping[str, EntryPoint]) -> dic
 
 
 def _value(text: str, kind: Any, where: str) -> Any:
-    """`text` as an int, float, bool or str."""
+    """`text` as an int, float, bool or str, or as a word that a Literal beside them allows."""
+    words: tuple[str, ...] = ()
+    if parts := get_args(kind):  # int | Literal["auto"]
+        kind, words = parts[0], get_args(parts[1])
+    if text in words:
+        return text
     try:
         if kind is bool:
             return {"true": True, "false": False}[text.lower()]
@@ -189,4 +194,5 @@ def _value(text: str, kind: Any, where: str) -> Any:
             raise UsageError(f"{where}: at most {LARGEST:,} is possible")
         return value
     except (ValueError, KeyError):
-        raise UsageError(f"{where}: a value of type {kind.__name__} is needed") from None
+        needed = " or ".join((f"a value of type {kind.__name__}", *words))
+        raise UsageError(f"{where}: {needed} is needed") from None

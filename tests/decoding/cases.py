@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from bench.decoding.decoder import Decoder, Settings, TargetInfo
+from bench.decoding.drafts import worth
 from bench.decoding.target import TargetModel
 from bench.run.methods import discover, method, parse
 from tests.decoding.known import Make
@@ -58,6 +62,25 @@ def registered(text: str, model: str | None = None, tree: str | None = None) -> 
     return make
 
 
+@contextmanager
+def costs(node: float) -> Iterator[None]:
+    """Decoders measure 1 for a draft, and for a forward 0.5 and `node` for each drafted node, so
+    that nothing depends on this machine."""
+    seconds = [1.0, *(0.5 + node * nodes for nodes in worth.SIZES)]
+    with mock.patch.object(worth, "median_seconds", side_effect=seconds):
+        yield
+
+
+def with_costs(make: Make, node: float = 0.1) -> Make:
+    """Makes a decoder with nodes=auto; see `costs`."""
+
+    def made(target: TargetModel) -> Decoder:
+        with costs(node):
+            return make(target)
+
+    return made
+
+
 def oracle(**settings: Any) -> Make:
     """Makes a noisy oracle; the settings are those of `OracleSettings`."""
     return lambda target: NoisyOracle(target, OracleSettings(**settings))
@@ -81,6 +104,9 @@ LOSSLESS = tuple(name for name, point in discover().items() if point.load().loss
 CASES = (
     {name: registered(PARAMETERS.get(name, name)) for name in LOSSLESS}
     | {
+        "chimera_auto": with_costs(registered("chimera(nodes=auto,beam=3,depth=4)")),
+        "eagle3_auto": with_costs(registered("eagle3(nodes=auto,depth=4,beam=3)")),
+        "dflash_auto": with_costs(registered("dflash(nodes=auto,beam=3)")),
         "chimera_dynamic": registered("chimera(nodes=10,dynamic=true,beam=3,depth=4)"),
         "dflash_dynamic": registered("dflash(nodes=10,dynamic=true,beam=3)"),
         "medusa_lookup": registered("medusa(nodes=8,lookup=4)"),

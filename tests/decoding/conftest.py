@@ -10,6 +10,7 @@ from tests.decoding.known import Known, known_predictable
 # Cases that share their code with another one. A second target, or a second engine of the same
 # buffers, shows little that is new, and takes minutes.
 VARIANTS = {
+    "chimera_auto",
     "chimera_block",
     "chimera_dynamic",
     "chimera_dynamic_lookup",
@@ -19,22 +20,25 @@ VARIANTS = {
     "medusa_typical",
     "draft_model",
     "dflash",
+    "dflash_auto",
     "dflash_dynamic",
     "dynamic_oracle",
     "hydra",
     "eagle3",
+    "eagle3_auto",
     "sampling_drafter",
     "suffix",
     "token_recycling",
 }
 AGAIN = {"multi_head", "exact"}
+ENOUGH = ({"0.0", "graph"}, {"1.0", "compile"})  # each temperature and each engine once
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parts = set(item.name.rstrip("]").replace("[", "-").split("-"))
-        if parts & VARIANTS and parts & AGAIN:
+        if parts & VARIANTS and (parts & AGAIN or any(pair <= parts for pair in ENOUGH)):
             item.add_marker(pytest.mark.slow)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from bench.decoding.sampling import Sampling
-from tests.decoding.cases import CASES, oracle, registered
+from tests.decoding.cases import CASES, oracle, registered, with_costs
 from tests.decoding.checks import check_drafts
 from tests.decoding.known import Make, Verified, WatchedTarget, tiny_model
 from tests.decoding.law import check_counts
@@ -25,9 +25,12 @@ DECODERS = CASES | {
     "draft_model": registered("draft_model(k=2)"),
     "suffix": registered("suffix(nodes=2)"),
     "token_recycling": registered("token_recycling(nodes=4,depth=2,k=2)"),
+    "chimera_auto": with_costs(registered("chimera(nodes=auto,depth=2,beam=2)")),
     "dflash": registered("dflash(nodes=4,depth=2)"),
+    "dflash_auto": with_costs(registered("dflash(nodes=auto,depth=2,beam=2)")),
     "dflash_dynamic": registered("dflash(nodes=4,depth=2,dynamic=true,beam=3)"),
     "eagle3": registered("eagle3(nodes=4,depth=2,beam=3)"),
+    "eagle3_auto": with_costs(registered("eagle3(nodes=auto,depth=2,beam=2)")),
     "hydra": registered("hydra(nodes=4,depth=2)"),
     "medusa": registered("medusa(nodes=2)", tree="paper"),
     "chimera": registered("chimera(nodes=4,depth=2)"),
@@ -39,8 +42,9 @@ DECODERS = CASES | {
 }
 # One decoder for each way to accept, drafts from elsewhere being accepted alike; all of them are
 # among the slow tests.
-FAST = ("lookahead", "prompt_lookup", "medusa", "static_oracle", "sampling_drafter")
+FAST = ("lookahead", "medusa", "sampling_drafter")
 CUT_ONLY = ("dynamic_oracle", "draft_model")
+DRAWS = 2_000
 PLAIN = {"T=0.7": Sampling(0.7), "T=1.0": Sampling(1.0)}
 CUT = Sampling(0.7, top_k=4, top_p=0.9)
 
@@ -98,12 +102,12 @@ def check_law(tiny: Tiny, make: Make, sampling: Sampling, draws: int) -> None:
 
 @pytest.mark.parametrize("name", FAST)
 def test_three_tokens_follow_the_target(tiny: Tiny, name: str) -> None:
-    check_law(tiny, DECODERS[name], PLAIN["T=1.0"], draws=3_000)
+    check_law(tiny, DECODERS[name], PLAIN["T=1.0"], DRAWS)
 
 
 @pytest.mark.parametrize("name", CUT_ONLY)
 def test_three_tokens_follow_a_target_cut_by_top_k_and_top_p(tiny: Tiny, name: str) -> None:
-    check_law(tiny, DECODERS[name], CUT, draws=3_000)
+    check_law(tiny, DECODERS[name], CUT, DRAWS)
 
 
 @pytest.mark.slow
@@ -118,6 +122,6 @@ def test_three_tokens_follow_the_target_over_20000_draws(
 
 
 def test_the_check_notices_a_law_that_is_a_little_off(tiny: Tiny) -> None:
-    colder = exact_law(tiny, Sampling(0.8)).mul(3_000).round().long()
+    colder = exact_law(tiny, Sampling(0.8)).mul(DRAWS).round().long()
     with pytest.raises(AssertionError, match="chi-square"):
         check_counts(colder, exact_law(tiny, Sampling(1.0)))

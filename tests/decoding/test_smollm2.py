@@ -20,7 +20,7 @@ from bench.targets import registry as targets
 from tests.decoding.cases import LOSSLESS, registered
 
 MODEL = "smollm2-135m"
-TOKENS = 24
+TOKENS = 16
 PARAMETERS = {"lookahead": "lookahead(n=4,w=3,g=3)"}  # small enough for a test on a CPU
 
 
@@ -43,13 +43,13 @@ def loaded() -> targets.Loaded:
 
 @pytest.fixture(scope="module")
 def answered(loaded: targets.Loaded) -> list[Answered]:
-    """Both turns of two questions."""
+    """Both turns of a question."""
     return list(_answered(loaded))
 
 
 def _answered(loaded: targets.Loaded) -> Iterator[Answered]:
     reference = Autoregressive(EagerTarget(loaded.model), Settings())
-    questions = prompts.spread(prompts.load("mini", None), 2).dataset
+    questions = prompts.spread(prompts.load("mini", None), 1).dataset
     for turns in questions["turns"]:
         messages: list[chat.Message] = []
         for text in turns:

@@ -1,7 +1,8 @@
 """Trees grown by confidence (EAGLE-2, arXiv 2406.16858, section 4).
 
 Each level expands the `beam` likeliest nodes of the level above, by the log-probability of their
-paths; of all candidates the `nodes` likeliest make the tree.
+paths; of all candidates the `nodes` likeliest make the tree, likeliest first. With `nodes` of AUTO
+each step verifies as many of them as are worth their time (`worth.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.decoding.decoder import AUTO, Count
+from bench.decoding.drafts.worth import SIZES, NodesWorth
 from bench.decoding.target import TargetModel
 from bench.decoding.tree import TokenTree, Topology
 
@@ -38,15 +41,18 @@ class ConfidentTree:
     """Grows trees of the likeliest paths, in static shapes and without host reads.
 
     Attributes:
+        nodes: the most that a tree has.
         depth: number of drafted levels.
+        worth: chooses how many of the nodes are verified; None for all.
     """
 
     def __init__(
-        self, nodes: int, depth: int, beam: int, target: TargetModel, root_row: bool = True
+        self, nodes: Count, depth: int, beam: int, target: TargetModel, root_row: bool = True
     ) -> None:
         """`root_row`: whether the root's is the first of the tree's rows; otherwise its key and
         value are committed, and it sees none of the tree's."""
-        self._nodes, self.depth, self._beam = nodes, depth, beam
+        self.nodes, self.depth, self._beam = most(nodes), depth, beam
+        self.worth = NodesWorth(target) if nodes == AUTO else None
         self._target = target
         self._spread = target.fuse(self._candidates)
         self._onward = target.fuse(self._frontier)
@@ -75,7 +81,9 @@ class ConfidentTree:
                 count += len(found[-1][2])
         drafted, parents, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
         chosen, parents = self._stay(parents, scores)
-        return TokenTree(torch.cat((root, drafted[chosen])), Topology.grown(parents, self.depth))
+        worth = None if self.worth is None else self.worth.choose(scores[chosen])
+        topology = Topology.grown(parents, self.depth)
+        return TokenTree(torch.cat((root, drafted[chosen])), topology, worth)
 
     def _candidates(
         self, number: Tensor, path: Tensor, likely: Tensor, tokens: Tensor
@@ -97,15 +105,20 @@ class ConfidentTree:
         return tokens[kept], above, scores[kept], kept + count, seen
 
     def _best(self, parents: Tensor, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """(the best candidates in order, the tree's parents with the root first). A path never
-        scores above its prefix, and the earlier of equal scores wins, so that parents are kept."""
+        """(the best candidates, likeliest first; the tree's parents with the root first). A path
+        never scores above its prefix, and the earlier of equal scores wins, so that parents come
+        before their children."""
         order = torch.arange(len(scores), device=scores.device)
         earlier = order[None] < order[:, None]
-        better = (scores[None] > scores[:, None]) | ((scores[None] == scores[:, None]) & earlier)
-        stays = better.sum(dim=1) < self._nodes
-        node = (earlier & stays[None]).sum(dim=1) + 1  # in the tree, whose root is 0
-        nodes = min(self._nodes, len(scores))
-        chosen = order.new_zeros(nodes + 1).scatter(0, torch.where(stays, node - 1, nodes), order)
-        chosen = chosen[:nodes]
-        above = F.pad(node, (0, 1))[parents[chosen]]  # parent -1 reads the last place, the root's
+        ahead = (scores[None] > scores[:, None]) | ((scores[None] == scores[:, None]) & earlier)
+        place = ahead.sum(dim=1)
+        nodes = min(self.nodes, len(scores))
+        chosen = order.new_zeros(nodes + 1).scatter(0, place.clamp(max=nodes), order)[:nodes]
+        # Parent -1 reads the last place, the root's.
+        above = F.pad(place + 1, (0, 1))[parents[chosen]]
         return chosen, F.pad(above, (1, 0), value=-1)
+
+
+def most(nodes: Count) -> int:
+    """Nodes of the largest tree."""
+    return SIZES[-1] if nodes == AUTO else nodes

@@ -7,7 +7,6 @@ GPU the same functions run uncaptured, which is how they are tested.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +20,13 @@ from bench.decoding.cache import TreeCache, round_up
 from bench.decoding.engines import ops
 from bench.decoding.engines.buffers import StaticBuffers, cropped, pinned
 from bench.decoding.target import Committed, Function, Reading, Step, TargetModel
+from bench.decoding.timing import median_seconds
 from bench.decoding.tree import TokenTree
 from bench.decoding.verify import Verdict
 
 WIDTHS = (1, 16, 32, 64, 128, 256)  # of captured forwards; a tree takes the next one up
 ROWS = 2048  # cached rows from the start: growing means capturing again
 ATTENTION = "chimera_tree"
-REPLAYS = 30  # timed forwards, the first two of which warm up and capture
 SURELY = 0.97  # of the other's time: far beyond what replays scatter
 
 
@@ -184,17 +183,7 @@ class GraphTarget(TargetModel):
     def _forward_seconds(self, width: int) -> float:
         """Median of a few replays of a forward behind a committed token."""
         self.prefill([0])
-        chain = self._buffers_for(width).chain()
-        seconds = []
-        for _ in range(REPLAYS):
-            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            first.record()
-            self.forward(chain)
-            last.record()
-            last.synchronize()
-            seconds.append(first.elapsed_time(last) / 1e3)
-        median: float = statistics.median(seconds)
-        return median
+        return median_seconds(partial(self.forward, self._buffers_for(width).chain()), self.device)
 
     def run(self, buffers: StaticBuffers) -> Step:
         """The forward of what lies in `buffers`, as a function of tensors."""
