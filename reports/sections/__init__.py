@@ -13,6 +13,7 @@ from reports.sections import (
     acceptance,
     answers,
     categories,
+    choice,
     comparability,
     contexts,
     cost,
@@ -42,6 +43,7 @@ OPEN: tuple[Maker, ...] = (  # in the order of the page
     shares.section,
 )
 FOLDED: tuple[Maker, ...] = (  # below them, each opened by a click or by a link into it
+    choice.section,
     outputs.section,
     significance.section,
     factors.section,

@@ -1,4 +1,4 @@
-"""Points: speedup by category and by question."""
+"""Points: speedup by category and by question, accepted length by draft cost."""
 
 from __future__ import annotations
 
@@ -56,3 +56,25 @@ def scatter(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
     alt = "Speedup of single questions against their accepted length, by method"
     shown = [(panel.title, panel.rows) for panel in panels]
     return draw_grid("questions", alt, shown, draw, keys, "accepted length", "speedup", 3.2)
+
+
+def costs(panels: Sequence[Panel], style: Mapping[str, Look]) -> Markup:
+    """A dot for each method: its accepted length above its draft cost, a panel for each setting;
+    the line is where a method breaks even if verifying costs no more than the reference."""
+    keys = keys_of((label for panel in panels for label in panel.rows["label"]), style)
+
+    def draw(axes: Axes, rows: pd.DataFrame) -> None:
+        for label, dots in rows.groupby("label", sort=False):
+            look = style[str(label)]
+            axes.scatter(
+                dots["draft_cost"], dots["accepted"], 40, color=look.colour, marker=look.marker
+            )
+        right = 1.08 * max(float(rows["draft_cost"].max()), 0.05)
+        axes.plot((0, right), (1, 1 + right), color=INK, linewidth=0.8, linestyle=(0, (3, 2)))
+        axes.set_xlim(0, right)
+        axes.set_ylim(bottom=0.9)
+
+    alt = "Accepted length against draft cost, by method"
+    shown = [(panel.title, panel.rows) for panel in panels]
+    x = "draft cost, in tokens of the reference"
+    return draw_grid("costs", alt, shown, draw, keys, x, "accepted length", 3.2)

@@ -1,0 +1,73 @@
+"""Which method is fastest on which questions, for each model, question set and category."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import pandas as pd
+
+from reports.measures import Definitions
+from reports.measures.speedup import speedup
+from reports.measures.throughput import SETTING
+from reports.read.preparation import ROW, codes_of
+
+ALL = "all"  # a question set's categories together
+
+DEFINITIONS: Definitions = (
+    (
+        "Choice",
+        "the fastest lossless method without defects on the questions of a category, on the engine "
+        "where the model's fastest setting ran; its speedup and interval over those questions. "
+        "Methods after 'or' cannot be told from it by chance's measure: the test of Not "
+        "distinguishable from the fastest, within the category. 'None' where no method's speedup "
+        "can be told from 1, or none is above it.",
+    ),
+    (
+        "Draft cost",
+        "time of drafting in a step divided by the time of a token of the reference. Where a "
+        "verify forward takes as long as the reference's, a method breaks even at an accepted "
+        "length of 1 plus its draft cost.",
+    ),
+)
+
+
+def choices(
+    records: pd.DataFrame, speedups: pd.DataFrame, defective: Collection[Any] = ()
+) -> pd.DataFrame:
+    """The rows of `speedup` of each model's fastest engine in each setting, by category: its
+    columns and `category`, which is ALL for a whole question set.
+
+    speedups: of the same records.
+    """
+    known = speedups[speedups["tokens_per_s"].notna() & ~speedups["synthetic"]]
+    if known.empty:
+        return known.assign(category=[])
+    fastest = known.sort_values("tokens_per_s", ascending=False, kind="stable")
+    panels = fastest[~fastest["lossy"]].groupby(list(SETTING), dropna=False)["panel"].first()
+    whole = speedups[speedups["panel"].isin(panels)].assign(category=ALL)
+    shown = records[records["panel"].isin(panels)]
+    split = shown.assign(
+        row=codes_of(shown, ["row", "category"]), panel=codes_of(shown, ["panel", "category"])
+    )
+    category = split.drop_duplicates("row").set_index("row")["category"]
+    parts = speedup(split, defective)
+    if parts.empty or category.isna().all():
+        return whole
+    parts = parts.assign(category=parts["row"].map(category))
+    several = parts.groupby(["model", "dataset"])["category"].transform("nunique") > 1
+    return pd.concat([whole, parts[several]], ignore_index=True)
+
+
+def costs(accepted: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `accepted` that drafted under the phase clock, on a real model whose reference
+    did too, with `draft_cost`.
+
+    shares: of the same records.
+    """
+    if accepted.empty or shares.empty:
+        return accepted.iloc[:0]
+    rows = accepted.merge(shares[[*ROW, "draft", "loop_ms"]], on=list(ROW), validate="one_to_one")
+    token = rows[rows["reference"]].set_index("panel")["loop_ms"]  # milliseconds
+    rows = rows.assign(draft_cost=rows["draft"] * rows["loop_ms"] / rows["panel"].map(token))
+    return rows[~rows["reference"] & ~rows["stock"] & rows["draft_cost"].notna()]

@@ -1,0 +1,95 @@
+"""The section on which method to take when: for each model, by question set and category."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reports.measures.choice import DEFINITIONS, choices, costs
+from reports.measures.throughput import SETTING
+from reports.page.columns import figure
+from reports.page.figures import points
+from reports.page.format import NONE, bounds, number, text
+from reports.page.model import Cell, Head, Page, Section, Table, TableRow
+from reports.page.panels import drawn
+from reports.page.settings import TITLES, setting
+from reports.page.tables import tables as page_tables
+from reports.read.preparation import NAME
+
+OTHERS = 3  # methods that a cell names after "or"
+ASIDE = ("model", "dataset")  # a column and the rows of a table
+CAPTION = "Fastest method by question set and category"
+
+
+def section(page: Page) -> Section:
+    rows = _choices(page)
+    apart = [name for name in SETTING if name not in ASIDE]
+    groups = list(rows.groupby(apart, dropna=False, sort=False)) if len(rows) else []
+    said = [[setting(*one) for one in zip(apart, key, strict=True)] for key, _ in groups]
+    varied = [at for at, values in enumerate(zip(*said, strict=True)) if len(set(values)) > 1]
+    tables = []
+    for values, (_, group) in zip(said, groups, strict=True):
+        named = ", ".join(f"{TITLES[apart[at]]} {values[at]}" for at in varied)
+        tables.append(_table(page, f"{CAPTION}: {named}" if named else CAPTION, group))
+    paid = costs(page.accepted, page.shares)
+    drawing, cut = drawn(paid, lambda shown: points.costs(shown, page.style))
+    columns = [figure("Draft cost", "draft_cost", "{:.2f}")]
+    columns.append(figure("Accepted length", "accepted", "{:.2f}"))
+    return Section(
+        "choice",
+        "Which method when",
+        "The fastest method for each kind of question, and those that chance cannot tell from it; "
+        f"what methods draft, and what drafting costs them.{cut}",
+        drawing,
+        [*tables, *page_tables(page, "Draft cost and accepted length", paid, columns)],
+        definitions=DEFINITIONS,
+        empty="Fewer than two methods on a real model: nothing to choose.",
+        records=page.good,
+    )
+
+
+def _choices(page: Page) -> pd.DataFrame:
+    """The rows to choose from; none where there is a single method."""
+    rows = page.speedup
+    if rows.empty:
+        return rows
+    held = rows[~rows["reference"] & ~rows["stock"] & ~rows["lossy"] & ~rows["synthetic"]]
+    if held["label"].nunique() < 2:
+        return rows.iloc[:0]
+    return choices(page.records, rows, page.defective)
+
+
+def _table(page: Page, caption: str, rows: pd.DataFrame) -> Table:
+    """A row for each question set and category, a column for each model."""
+    models = list(dict.fromkeys(rows["model"]))
+    heads = [Head(TITLES["dataset"]), Head("Category"), Head("Questions", numeric=True)]
+    heads += [Head(str(model), term="Choice") for model in models]
+    lines = []
+    for dataset, of_set in rows.groupby("dataset", sort=False):
+        for category, group in of_set.groupby("category", sort=False):  # ALL comes first
+            questions = int(group["prompts"].max())
+            line = [Cell(text(dataset), setting=True), Cell(text(category), names_row=True)]
+            line.append(Cell(f"{questions:,}", float(questions)))
+            line += [_choice(page, group[group["model"] == model]) for model in models]
+            lines.append(line)
+    return Table(caption, heads, lines)
+
+
+def _choice(page: Page, rows: pd.DataFrame) -> Cell:
+    """The fastest of a model's methods, its speedup, and what cannot be told from it."""
+    best = rows[rows["fastest"]]
+    if best.empty:
+        return Cell(NONE)
+    row = best.iloc[0].to_dict()
+    name, value = page.name(row["label"]), number(row["speedup"], "{:.2f}×")
+    if not row["distinct"] or row["speedup"] <= 1:
+        return Cell("none", "", detail=f"fastest: {name} {value} {bounds(row)}")
+    peers = [r for r in rows[rows["peer"] & ~rows["stock"]].to_dict("records") if _sound(page, r)]
+    named = [page.name(peer["label"]) for peer in peers[:OTHERS]]
+    if len(peers) > OTHERS:
+        named.append(f"{len(peers) - OTHERS} more")
+    others = f" · or {', '.join(named)}" if named else ""
+    return Cell(name, row["label"], detail=f"{value} {bounds(row)}{others}")
+
+
+def _sound(page: Page, row: TableRow) -> bool:
+    return tuple(row[name] for name in NAME) not in page.defective
