@@ -18,10 +18,10 @@ DEFINITIONS: Definitions = (
     (
         "Choice",
         "the fastest lossless method without defects on the questions of a category, on the engine "
-        "where the model's fastest setting ran; its speedup and interval over those questions. "
-        "Methods after 'or' cannot be told from it by chance's measure: the test of Not "
-        "distinguishable from the fastest, within the category. 'None' where no method's speedup "
-        "can be told from 1, or none is above it.",
+        "where the model's fastest setting ran; the speedup and interval of its fastest parameters "
+        "over those questions. Other methods after 'or' cannot be told from it: the test of Not "
+        "distinguishable from the fastest, within the category. 'none' where no speedup is above "
+        "1. Categories hold few questions.",
     ),
     (
         "Draft cost",

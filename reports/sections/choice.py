@@ -15,7 +15,6 @@ from reports.page.settings import TITLES, setting
 from reports.page.tables import tables as page_tables
 from reports.read.preparation import NAME
 
-OTHERS = 3  # methods that a cell names after "or"
 ASIDE = ("model", "dataset")  # a column and the rows of a table
 CAPTION = "Fastest method by question set and category"
 
@@ -80,15 +79,16 @@ def _choice(page: Page, rows: pd.DataFrame) -> Cell:
     if best.empty:
         return Cell(NONE)
     row = best.iloc[0].to_dict()
-    name, value = page.name(row["label"]), number(row["speedup"], "{:.2f}×")
-    if not row["distinct"] or row["speedup"] <= 1:
-        return Cell("none", "", detail=f"fastest: {name} {value} {bounds(row)}")
-    peers = [r for r in rows[rows["peer"] & ~rows["stock"]].to_dict("records") if _sound(page, r)]
-    named = [page.name(peer["label"]) for peer in peers[:OTHERS]]
-    if len(peers) > OTHERS:
-        named.append(f"{len(peers) - OTHERS} more")
-    others = f" · or {', '.join(named)}" if named else ""
-    return Cell(name, row["label"], detail=f"{value} {bounds(row)}{others}")
+    said = [f"{number(row['speedup'], '{:.2f}×')} {bounds(row)}"]
+    if row["speedup"] <= 1:
+        return Cell("none", "", detail=f"{row['method']} {said[0]}")
+    if not row["distinct"]:
+        said.append("not distinguishable from 1")
+    peers = rows[rows["peer"] & ~rows["stock"] & (rows["method"] != row["method"])]
+    sound = dict.fromkeys(p["method"] for p in peers.to_dict("records") if _sound(page, p))
+    if sound:
+        said.append(f"or {', '.join(sound)}")
+    return Cell(str(row["method"]), row["label"], detail=" · ".join(said))
 
 
 def _sound(page: Page, row: TableRow) -> bool:
