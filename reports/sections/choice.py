@@ -14,6 +14,7 @@ from reports.page.panels import drawn
 from reports.page.settings import TITLES, setting
 from reports.page.tables import tables as page_tables
 from reports.read.preparation import NAME
+from reports.read.words import counted
 
 ASIDE = ("model", "dataset")  # a column and the rows of a table
 CAPTION = "Fastest method by question set and category"
@@ -60,14 +61,13 @@ def _choices(page: Page) -> pd.DataFrame:
 def _table(page: Page, caption: str, rows: pd.DataFrame) -> Table:
     """A row for each question set and category, a column for each model."""
     models = list(dict.fromkeys(rows["model"]))
-    heads = [Head(TITLES["dataset"]), Head("Category"), Head("Questions", numeric=True)]
+    heads = [Head(TITLES["dataset"]), Head("Category")]
     heads += [Head(str(model), term="Choice") for model in models]
     lines = []
     for dataset, of_set in rows.groupby("dataset", sort=False):
         for category, group in of_set.groupby("category", sort=False):  # ALL comes first
-            questions = int(group["prompts"].max())
-            line = [Cell(text(dataset), setting=True), Cell(text(category), names_row=True)]
-            line.append(Cell(f"{questions:,}", float(questions)))
+            questions = counted(int(group["prompts"].max()), "question")
+            line = [Cell(text(dataset), setting=True), Cell(text(category), detail=questions)]
             line += [_choice(page, group[group["model"] == model]) for model in models]
             lines.append(line)
     return Table(caption, heads, lines)

@@ -47,11 +47,11 @@ def lines(**changes: Any) -> list[Record]:
 
 def cells(table: Table) -> dict[tuple[str, str], Cell]:
     """By category and model."""
-    models = [head.text for head in table.heads[3:]]
+    models = [head.text for head in table.heads[2:]]
     return {
         (row[1].text, model): cell
         for row in table.rows
-        for model, cell in zip(models, row[3:], strict=True)
+        for model, cell in zip(models, row[2:], strict=True)
     }
 
 
@@ -82,7 +82,7 @@ def test_none_where_nothing_is_faster() -> None:
 def test_a_whole_set_comes_first() -> None:
     (table,) = choosing(page_of(lines()))
     assert [row[1].text for row in table.rows] == [ALL, "writing", "math"]
-    assert [row[2].text for row in table.rows] == ["16", "8", "8"]
+    assert [row[1].detail for row in table.rows] == ["16 questions", "8 questions", "8 questions"]
 
 
 def test_what_chance_cannot_tell_apart_is_named() -> None:
