@@ -33,6 +33,7 @@ from bench.records import runs as records
 from bench.records.runs import PHASES
 from reports import build
 from reports.measures import cost
+from reports.measures.choice import choices
 from reports.measures.matches import matches
 from reports.page.format import NONE
 from reports.page.model import Page, TableRow
@@ -135,6 +136,7 @@ def _methods(page: Page) -> pd.DataFrame:
 
 TABLES: Mapping[str, Callable[[Page], pd.DataFrame]] = {
     "methods": _methods,
+    "choices": lambda page: choices(page.records, page.speedup, page.defective),
     "forwards": lambda page: cost.forwards(page.costs),
     "steps": lambda page: cost.steps(page.costs),
     "bandwidths": lambda page: cost.bandwidths(page.costs),

@@ -10,7 +10,7 @@ import pandas as pd
 from reports.measures import Definitions
 from reports.measures.speedup import speedup
 from reports.measures.throughput import SETTING
-from reports.read.preparation import ROW, codes_of
+from reports.read.preparation import NAME, ROW, codes_of
 
 ALL = "all"  # a question set's categories together
 
@@ -35,14 +35,34 @@ DEFINITIONS: Definitions = (
 def choices(
     records: pd.DataFrame, speedups: pd.DataFrame, defective: Collection[Any] = ()
 ) -> pd.DataFrame:
-    """The rows of `speedup` of each model's fastest engine in each setting, by category: its
-    columns and `category`, which is ALL for a whole question set.
+    """The fastest lossless method of each model in each setting, by category, on the model's
+    fastest engine: the row of `speedup`, `category`, which is ALL for a whole question set, and
+    `others`, the names of the other methods that are not distinguishable from it.
 
     speedups: of the same records.
     """
+    split = _by_category(records, speedups, defective)
+    if split.empty:
+        return split
+    names = split[list(NAME)].itertuples(index=False, name=None)
+    sound = pd.Series([name not in defective for name in names], index=split.index)
+    peers = split[split["peer"] & ~split["stock"] & sound]
+    found = split[split["fastest"]]
+    others = [
+        ", ".join(dict.fromkeys(same["method"][same["method"] != row.method]))
+        for row in found.itertuples()
+        for same in [peers[(peers["panel"] == row.panel) & (peers["category"] == row.category)]]
+    ]
+    return found.assign(others=others).reset_index(drop=True)
+
+
+def _by_category(
+    records: pd.DataFrame, speedups: pd.DataFrame, defective: Collection[Any]
+) -> pd.DataFrame:
+    """The rows of `speedup` of each model's fastest engine in each setting, with `category`."""
     known = speedups[speedups["tokens_per_s"].notna() & ~speedups["synthetic"]]
     if known.empty:
-        return known.assign(category=[])
+        return known
     fastest = known.sort_values("tokens_per_s", ascending=False, kind="stable")
     panels = fastest[~fastest["lossy"]].groupby(list(SETTING), dropna=False)["panel"].first()
     whole = speedups[speedups["panel"].isin(panels)].assign(category=ALL)

@@ -9,11 +9,10 @@ from reports.measures.throughput import SETTING
 from reports.page.columns import figure
 from reports.page.figures import points
 from reports.page.format import NONE, bounds, number, text
-from reports.page.model import Cell, Head, Page, Section, Table, TableRow
+from reports.page.model import Cell, Head, Page, Section, Table
 from reports.page.panels import drawn
 from reports.page.settings import TITLES, setting
 from reports.page.tables import tables as page_tables
-from reports.read.preparation import NAME
 from reports.read.words import counted
 
 ASIDE = ("model", "dataset")  # a column and the rows of a table
@@ -29,7 +28,7 @@ def section(page: Page) -> Section:
     tables = []
     for values, (_, group) in zip(said, groups, strict=True):
         named = ", ".join(f"{TITLES[apart[at]]} {values[at]}" for at in varied)
-        tables.append(_table(page, f"{CAPTION}: {named}" if named else CAPTION, group))
+        tables.append(_table(f"{CAPTION}: {named}" if named else CAPTION, group))
     paid = costs(page.accepted, page.shares)
     drawing, cut = drawn(paid, lambda shown: points.costs(shown, page.style))
     columns = [figure("Draft cost", "draft_cost", "{:.2f}")]
@@ -58,7 +57,7 @@ def _choices(page: Page) -> pd.DataFrame:
     return choices(page.records, rows, page.defective)
 
 
-def _table(page: Page, caption: str, rows: pd.DataFrame) -> Table:
+def _table(caption: str, rows: pd.DataFrame) -> Table:
     """A row for each question set and category, a column for each model."""
     models = list(dict.fromkeys(rows["model"]))
     heads = [Head(TITLES["dataset"]), Head("Category")]
@@ -68,28 +67,21 @@ def _table(page: Page, caption: str, rows: pd.DataFrame) -> Table:
         for category, group in of_set.groupby("category", sort=False):  # ALL comes first
             questions = counted(int(group["prompts"].max()), "question")
             line = [Cell(text(dataset), setting=True), Cell(text(category), detail=questions)]
-            line += [_choice(page, group[group["model"] == model]) for model in models]
+            line += [_choice(group[group["model"] == model]) for model in models]
             lines.append(line)
     return Table(caption, heads, lines)
 
 
-def _choice(page: Page, rows: pd.DataFrame) -> Cell:
+def _choice(rows: pd.DataFrame) -> Cell:
     """The fastest of a model's methods, its speedup, and what cannot be told from it."""
-    best = rows[rows["fastest"]]
-    if best.empty:
+    if rows.empty:
         return Cell(NONE)
-    row = best.iloc[0].to_dict()
+    row = rows.iloc[0].to_dict()
     said = [f"{number(row['speedup'], '{:.2f}×')} {bounds(row)}"]
     if row["speedup"] <= 1:
         return Cell("none", "", detail=f"{row['method']} {said[0]}")
     if not row["distinct"]:
         said.append("not distinguishable from 1")
-    peers = rows[rows["peer"] & ~rows["stock"] & (rows["method"] != row["method"])]
-    sound = dict.fromkeys(p["method"] for p in peers.to_dict("records") if _sound(page, p))
-    if sound:
-        said.append(f"or {', '.join(sound)}")
+    if row["others"]:
+        said.append(f"or {row['others']}")
     return Cell(str(row["method"]), row["label"], detail=" · ".join(said))
-
-
-def _sound(page: Page, row: TableRow) -> bool:
-    return tuple(row[name] for name in NAME) not in page.defective
