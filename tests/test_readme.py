@@ -250,6 +250,16 @@ def test_links_lead_somewhere(document: str, link: str) -> None:
     assert ((ROOT / document).parent / path).exists()
 
 
+def test_configurations_that_documents_name_are_there() -> None:
+    named = {
+        name
+        for document in WITH_LINKS
+        for name in re.findall(r"configs/[\w.-]+\.yaml", text_of(document))
+    }
+    assert named >= {f"configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+
+
 def test_what_can_be_chosen_is_listed() -> None:
     own = {n for n, point in methods.discover().items() if point.value.split(".")[0] in OWN}
     for name in {*own, methods.STOCK, *ENGINES, *targets.TARGETS, *REGISTRY}:
