@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -113,12 +114,18 @@ def run_command(
     argv: Sequence[str] | None,
     stopped: str = "stopped",
 ) -> int:
-    """Call `body` with the parsed flags; its exit code, 2 on invalid input, 130 when interrupted.
+    """Call `body` with the parsed flags; its exit code, 2 on invalid input, 130 when interrupted,
+    141 where nobody reads the output any more.
 
     `stopped` tells the user what an interrupted command leaves behind.
     """
     try:
-        return body(vars(parser.parse_args(argv)))
+        code = body(vars(parser.parse_args(argv)))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # as `| head` leaves it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 141
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

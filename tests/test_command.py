@@ -1,6 +1,7 @@
 """chimera-bench: its list of commands, dispatch, program names, and the flags that all share."""
 
 import importlib
+import os
 import subprocess
 import sys
 import tomllib
@@ -141,3 +142,12 @@ def test_commands_on_records_import_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, check=False
     )
     assert ended.returncode == 2  # there is no x
+
+
+def test_a_reader_that_closes_the_pipe_ends_the_command_quietly() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "bench", "list"]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, "")
