@@ -17,6 +17,7 @@ from baselines.eagle3.decoder import Eagle3
 from baselines.hydra.decoder import Hydra
 from bench.decoding import decoder, verify
 from bench.decoding.cache import TreeCache
+from bench.decoding.drafts.worth import NodesWorth
 from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import Committed, Step
@@ -330,6 +331,15 @@ def test_heads_that_keep_a_state_are_noticed(
     state_of_the_text_before(monkeypatch)
     with pytest.raises(AssertionError):
         check_repeats(grouped_query, CASES["hydra"], TOKENS)
+
+
+@pytest.mark.parametrize("name", ["chimera_auto", "dflash_auto", "eagle3_auto"])
+def test_a_calibration_of_the_answer_before_is_noticed(
+    grouped_query: Known, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(NodesWorth, "start", lambda _worth: None)
+    with pytest.raises(AssertionError):
+        check_repeats(grouped_query, CASES[name], TOKENS)
 
 
 @pytest.mark.parametrize(
