@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.decoding.known import Known, known_predictable
+from tests.training.drafts import METHODS
 
 # Cases that share their code with another one. A second target, or a second engine of the same
 # buffers, shows little that is new, and takes minutes.
@@ -32,6 +33,10 @@ VARIANTS = {
 }
 AGAIN = {"multi_head", "exact"}
 ENOUGH = ({"0.0", "graph"}, {"1.0", "compile"})  # each temperature and each engine once
+# Each further target is another training of a method's drafts; oracles and methods without drafts
+# run on all of them.
+TRAINED = VARIANTS & {*METHODS, "dflash", "medusa_typical"} | {"chimera", "medusa"}
+FURTHER = ("multi_head", "often_says_id_0")
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
@@ -39,6 +44,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         parts = set(item.name.rstrip("]").replace("[", "-").split("-"))
         if parts & VARIANTS and (parts & AGAIN or any(pair <= parts for pair in ENOUGH)):
+            item.add_marker(pytest.mark.slow)
+        if parts & TRAINED and any(target in item.name for target in FURTHER):
             item.add_marker(pytest.mark.slow)
 
 

@@ -267,7 +267,9 @@ def shuffle(draw: random.Random, data: bytes) -> bytes:
 DAMAGE = (flip, cut, insert, repeat, end, shuffle)
 
 
-@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=pytest.mark.slow if seed >= 8 else ()) for seed in range(25)]
+)
 def test_figures_are_those_of_the_lines_that_are_whole(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     folder = write_run(tmp_path / "run", GOOD)
