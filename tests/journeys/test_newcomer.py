@@ -17,7 +17,8 @@ def test_a_newcomer_sees_what_there_is_and_runs_it(shell: Shell, small: str) -> 
     assert all(f"  {name} " in helped for name in ("run", "list", "compare", "train"))
     assert "unknown command 'lisst'; did you mean 'list'?" in shell.refused("chimera-bench lisst")
     listed = shell("chimera-bench list").stdout
-    assert all(f"\n  {name} " in listed for name in ("smollm2-135m", "medusa(nodes=26,lookup=0)", "mini"))
+    some = ("smollm2-135m", "medusa(nodes=26,lookup=0)", "mini")
+    assert all(f"\n  {name} " in listed for name in some)
 
     methods = "--methods lookahead prompt_lookup"
     run = f"chimera-bench run --models synthetic:predictable {methods} {small}"
