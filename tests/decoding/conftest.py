@@ -37,16 +37,26 @@ ENOUGH = ({"0.0", "graph"}, {"1.0", "compile"})  # each temperature and each eng
 # run on all of them.
 TRAINED = VARIANTS & {*METHODS, "dflash", "medusa_typical"} | {"chimera", "medusa"}
 FURTHER = ("multi_head", "often_says_id_0")
+# Settings of methods that run all of the conformance suite with others: of it, these two.
+OF_ANOTHER = {name for name in VARIANTS if name.endswith(("_auto", "_dynamic", "_lookup"))}
+ALWAYS = ("greedy_ids_equal", "repeats_and_prompts_in_between")
 
 
 @pytest.hookimpl(tryfirst=True)  # before slow tests are left out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        parts = set(item.name.rstrip("]").replace("[", "-").split("-"))
-        if parts & VARIANTS and (parts & AGAIN or any(pair <= parts for pair in ENOUGH)):
+        if _shows_little(item):
             item.add_marker(pytest.mark.slow)
-        if parts & TRAINED and any(target in item.name for target in FURTHER):
-            item.add_marker(pytest.mark.slow)
+
+
+def _shows_little(item: pytest.Item) -> bool:
+    parts = set(item.name.rstrip("]").replace("[", "-").split("-"))
+    if parts & VARIANTS and (parts & AGAIN or any(pair <= parts for pair in ENOUGH)):
+        return True
+    if parts & TRAINED and any(target in item.name for target in FURTHER):
+        return True
+    conformance = parts & OF_ANOTHER and "test_conformance" in item.nodeid
+    return bool(conformance) and not any(test in item.name for test in ALWAYS)
 
 
 @pytest.fixture(autouse=True, scope="module")

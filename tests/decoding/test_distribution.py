@@ -44,7 +44,7 @@ DECODERS = CASES | {
 # among the slow tests.
 FAST = ("lookahead", "medusa", "sampling_drafter")
 CUT_ONLY = ("dynamic_oracle", "draft_model")
-DRAWS = 2_000
+DRAWS = 1_500
 PLAIN = {"T=0.7": Sampling(0.7), "T=1.0": Sampling(1.0)}
 CUT = Sampling(0.7, top_k=4, top_p=0.9)
 

@@ -112,7 +112,7 @@ from reports import build
 build.LARGE = int(sys.argv[1])
 build.build([Path(sys.argv[2])], Path(sys.argv[3]))
 """
-    (folder,) = bulk.write(tmp_path, 800, runs=1)
+    (folder,) = bulk.write(tmp_path, 300, runs=1)
     pages = [tmp_path / f"{large}.html" for large in (0, 1 << 40)]
     for page in pages:
         output(code, page.stem, str(folder), str(page))
