@@ -34,7 +34,7 @@ def report(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite, under ten minutes on two cores."""
+    """The test suite, ten to fifteen minutes on two cores."""
     install(session, "test")
     # One file, one process, one thread each: tiny models gain nothing from more.
     session.run(
