@@ -36,6 +36,7 @@ from torch import Tensor
 from bench.decoding.engines import ops, shapes
 from bench.decoding.engines import trial as engines
 from bench.decoding.engines.graph import GraphTarget
+from bench.decoding.timing import timed
 from bench.decoding.tree import TokenTree, Topology
 
 BANDWIDTH = 4.3e12  # bytes a second that an H200 reads
@@ -127,16 +128,9 @@ def median_ms(function: Callable[[], object], replays: int) -> float:
     """Of single calls, after three that compile, capture and warm up."""
     for _ in range(3):
         function()
-    seconds = []
-    for _ in range(replays):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        first.record()
-        function()
-        last.record()
-        last.synchronize()
-        seconds.append(first.elapsed_time(last))
-    median: float = statistics.median(seconds)
-    return median
+    cuda = torch.device("cuda")
+    median: float = statistics.median(timed(cuda, function) for _ in range(replays))
+    return 1e3 * median
 
 
 # Products

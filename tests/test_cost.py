@@ -16,12 +16,13 @@ from baselines.medusa import published as medusa_layouts
 from bench.cli import Parser, add_arguments
 from bench.cost.__main__ import main
 from bench.cost.config import CostConfig
-from bench.cost.device import bandwidth, facts, timed
+from bench.cost.device import bandwidth, facts
 from bench.decoding.decoder import Block, Decoder
 from bench.decoding.engines import trial as engines
 from bench.decoding.engines.eager import EagerTarget
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
+from bench.decoding.timing import timed
 from bench.errors import UsageError
 from bench.records.__main__ import main as check_records
 from bench.records.costs import COSTS, ENGINE, FORWARD, STEP, latest, read, violations

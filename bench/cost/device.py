@@ -1,10 +1,8 @@
-"""What costs are compared with: seconds of a call, memory bandwidth and the bytes to read."""
+"""What costs are compared with: memory bandwidth and the bytes to read."""
 
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,6 +10,7 @@ import psutil
 import torch
 
 from bench.decoding.target import weight_bytes
+from bench.decoding.timing import timed
 from bench.targets import registry as targets
 from bench.targets.registry import Target
 
@@ -37,22 +36,6 @@ def bandwidth(device: torch.device) -> Bandwidth:
     copied = min(timed(device, partial(copy.copy_, buffer)) for _ in range(BUFFER_PASSES))
     read = min(timed(device, buffer.sum) for _ in range(BUFFER_PASSES))
     return Bandwidth(2 * size / copied, size / read)
-
-
-def timed(device: torch.device, work: Callable[[], object]) -> float:
-    """Seconds of one call on an idle device, its state after the host read of a decoding step:
-    between two CUDA events on a GPU, by the host's clock elsewhere."""
-    if device.type != "cuda":
-        started = time.perf_counter()
-        work()
-        return time.perf_counter() - started
-    first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-    torch.cuda.synchronize(device)
-    first.record()
-    work()
-    last.record()
-    last.synchronize()
-    return float(first.elapsed_time(last)) / 1e3
 
 
 def facts(model: Any) -> dict[str, int]:

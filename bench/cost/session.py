@@ -14,12 +14,13 @@ import torch
 
 from bench.cli import without_paths
 from bench.cost.config import CostConfig
-from bench.cost.device import Bandwidth, facts, shortage, timed
+from bench.cost.device import Bandwidth, facts, shortage
 from bench.decoding.decoder import Decoder, TargetInfo
 from bench.decoding.drafts.checkpoint import RANDOM, CheckpointError
 from bench.decoding.engines import trial as engines
 from bench.decoding.sampling import Sampling
 from bench.decoding.target import TargetModel
+from bench.decoding.timing import timed
 from bench.decoding.tree import TokenTree, Topology
 from bench.errors import UsageError, one_line
 from bench.files import canonical_sha256

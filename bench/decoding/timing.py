@@ -1,4 +1,4 @@
-"""Timing of a piece of work on its own: engines and drafts choose by it, no record holds it."""
+"""Timing of a piece of work on its own; the clock of a decode loop is in `phases.py`."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ MOST, LEAST = 30, 5  # runs, the warm-up among them
 ENOUGH = 1.0  # seconds after which the fewest runs do
 
 
-def median_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Median seconds of a few runs of `work` behind the first two, on the device's own clock."""
-    seconds: list[float] = []
-    started = time.perf_counter()
-    while len(seconds) < LEAST or (len(seconds) < MOST and time.perf_counter() - started < ENOUGH):
-        seconds.append(_on_gpu(work) if device.type == "cuda" else _on_host(work))
-    median: float = statistics.median(seconds[WARM_UP:])
-    return median
-
-
-def _on_host(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _on_gpu(work: Callable[[], object]) -> float:
+def timed(device: torch.device, work: Callable[[], object]) -> float:
+    """Seconds of one call on an idle device, its state after the host read of a decoding step:
+    between two CUDA events on a GPU, by the host's clock elsewhere."""
+    if device.type != "cuda":
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
     first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize(device)
     first.record()
     work()
     last.record()
     last.synchronize()
-    milliseconds: float = first.elapsed_time(last)
-    return milliseconds / 1e3
+    return float(first.elapsed_time(last)) / 1e3
+
+
+def median_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Median of a few runs of `work` behind the first two."""
+    seconds: list[float] = []
+    started = time.perf_counter()
+    while len(seconds) < LEAST or (len(seconds) < MOST and time.perf_counter() - started < ENOUGH):
+        seconds.append(timed(device, work))
+    median: float = statistics.median(seconds[WARM_UP:])
+    return median

@@ -92,9 +92,9 @@ class Topology:
         return cls.of([-1] + [index[path[:-1]] for path in order[1:]], device, lasting=True)
 
     def first(self, w: int) -> Topology:
-        """The first w nodes, as a tree of their own."""
+        """The first w nodes, as a tree of their own; views of the same tensors."""
         flags = None if self.acceptable is None else self.acceptable[:w]
-        topology = Topology(self.parents[:w], flags, height=self.height)
+        topology = Topology(self.parents[:w], flags, self.lasting, self.height)
         topology.__dict__["ancestors"] = self.ancestors[:w, :w]
         topology.__dict__["depths"] = self.depths[:w]
         return topology

@@ -11,7 +11,7 @@ from reports.page.figures import points
 from reports.page.format import NONE, bounds, number, text
 from reports.page.model import Cell, Head, Page, Section, Table
 from reports.page.panels import drawn
-from reports.page.settings import TITLES, setting
+from reports.page.settings import TITLES, count_values, setting
 from reports.page.tables import tables as page_tables
 from reports.read.words import counted
 
@@ -22,12 +22,11 @@ CAPTION = "Fastest method by question set and category"
 def section(page: Page) -> Section:
     rows = _choices(page)
     apart = [name for name in SETTING if name not in ASIDE]
-    groups = list(rows.groupby(apart, dropna=False, sort=False)) if len(rows) else []
-    said = [[setting(*one) for one in zip(apart, key, strict=True)] for key, _ in groups]
-    varied = [at for at, values in enumerate(zip(*said, strict=True)) if len(set(values)) > 1]
+    varied = [name for name in apart if count_values(rows, name) > 1]
     tables = []
-    for values, (_, group) in zip(said, groups, strict=True):
-        named = ", ".join(f"{TITLES[apart[at]]} {values[at]}" for at in varied)
+    for _, group in rows.groupby(apart, dropna=False, sort=False) if len(rows) else ():
+        first = group.iloc[0]
+        named = ", ".join(f"{TITLES[name]} {setting(name, first[name])}" for name in varied)
         tables.append(_table(f"{CAPTION}: {named}" if named else CAPTION, group))
     paid = costs(page.accepted, page.shares)
     drawing, cut = drawn(paid, lambda shown: points.costs(shown, page.style))

@@ -41,7 +41,6 @@ class ConfidentTree:
     """Grows trees of the likeliest paths, in static shapes and without host reads.
 
     Attributes:
-        nodes: the most that a tree has.
         depth: number of drafted levels.
         worth: chooses how many of the nodes are verified; None for all.
     """
@@ -51,7 +50,7 @@ class ConfidentTree:
     ) -> None:
         """`root_row`: whether the root's is the first of the tree's rows; otherwise its key and
         value are committed, and it sees none of the tree's."""
-        self.nodes, self.depth, self._beam = most(nodes), depth, beam
+        self._nodes, self.depth, self._beam = most(nodes), depth, beam
         self.worth = NodesWorth(target) if nodes == AUTO else None
         self._target = target
         self._spread = target.fuse(self._candidates)
@@ -112,7 +111,7 @@ class ConfidentTree:
         earlier = order[None] < order[:, None]
         ahead = (scores[None] > scores[:, None]) | ((scores[None] == scores[:, None]) & earlier)
         place = ahead.sum(dim=1)
-        nodes = min(self.nodes, len(scores))
+        nodes = min(self._nodes, len(scores))
         chosen = order.new_zeros(nodes + 1).scatter(0, place.clamp(max=nodes), order)[:nodes]
         # Parent -1 reads the last place, the root's.
         above = F.pad(place + 1, (0, 1))[parents[chosen]]

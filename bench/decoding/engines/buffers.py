@@ -106,21 +106,6 @@ def pinned(count: int, device: torch.device) -> Tensor:
     return torch.empty(count, dtype=torch.long, pin_memory=device.type == "cuda")
 
 
-def cropped(tree: TokenTree, width: int) -> TokenTree:
-    """The first nodes of a padded tree, in the same buffers."""
-    full = tree.topology
-    assert full.acceptable is not None
-    topology = _over(
-        full.parents[:width],
-        full.acceptable[:width],
-        full.ancestors[:width, :width],
-        full.depths[:width],
-        full.lasting,
-        full.height,
-    )
-    return TokenTree(tree.tokens[:width], topology)
-
-
 def _over(
     parents: Tensor,
     acceptable: Tensor,

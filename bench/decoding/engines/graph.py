@@ -18,7 +18,7 @@ from transformers import AttentionInterface
 
 from bench.decoding.cache import TreeCache, round_up
 from bench.decoding.engines import ops
-from bench.decoding.engines.buffers import StaticBuffers, cropped, pinned
+from bench.decoding.engines.buffers import StaticBuffers, pinned
 from bench.decoding.target import Committed, Function, Reading, Step, TargetModel
 from bench.decoding.timing import median_seconds
 from bench.decoding.tree import TokenTree
@@ -127,10 +127,10 @@ class GraphTarget(TargetModel):
         if tree.width == width:
             return tree, step
         if not self._replays:  # nothing is told apart by identity, and every step is a new object
-            return cropped(tree, width), step.first(width)
+            return tree.first(width), step.first(width)
         key = (id(tree), id(step), width)
         if key not in self._unpadded:  # arguments are kept, so that their ids stay theirs
-            own = cropped(tree, width), step.first(width)
+            own = tree.first(width), step.first(width)
             self._unpadded[key] = tree, step, own
         return self._unpadded[key][2]
 
